@@ -1,0 +1,82 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* api.c - the public calls on the operator: one call from its check to its result.  No arithmetic. */
+#include "context.h"
+#include "error.h"
+#include "forward.h"
+#include "fpenv.h"
+
+#define TEXT_OF(x)  #x
+#define VALUE_OF(x) TEXT_OF(x)
+
+const char *moe_version(void)
+{
+    return VALUE_OF(MOE_VERSION_MAJOR) "." VALUE_OF(MOE_VERSION_MINOR) "." VALUE_OF(
+        MOE_VERSION_PATCH);
+}
+
+int moe_version_number(void)
+{
+    return MOE_VERSION_NUMBER;
+}
+
+static const struct {
+    const char *name;
+    size_t size;
+} dtypes[] = {
+    [MOE_DTYPE_NONE] = {"none", 0},
+    [MOE_BF16] = {"bf16", 2},
+    [MOE_F16] = {"f16", 2},
+    [MOE_F32] = {"f32", 4},
+    [MOE_E4M3_IEEE] = {"e4m3_ieee", 1},
+    [MOE_E4M3FN] = {"e4m3fn", 1},
+    [MOE_E8M0] = {"e8m0", 1},
+    [MOE_MXFP4_X4] = {"mxfp4_x4", 2},
+    [MOE_MXFP8_X4] = {"mxfp8_x4", 4},
+    [MOE_I32] = {"i32", 4},
+    [MOE_U32] = {"u32", 4},
+    [MOE_I64] = {"i64", 8},
+};
+
+size_t moe_dtype_size(moe_dtype dtype)
+{
+    size_t i = (size_t)dtype;
+    return i < sizeof dtypes / sizeof dtypes[0] ? dtypes[i].size : 0;
+}
+
+const char *moe_dtype_name(moe_dtype dtype)
+{
+    size_t i = (size_t)dtype;
+    return i < sizeof dtypes / sizeof dtypes[0] ? dtypes[i].name : "unknown";
+}
+
+moe_status moe_tkg_output(const moe_tkg_args *args, moe_tensor *output, size_t *bytes)
+{
+    problem p;
+    if (output == NULL) return error_set(MOE_E_NULL_ARG, "output = NULL: required");
+    if (bytes == NULL) return error_set(MOE_E_NULL_ARG, "bytes = NULL: required");
+    moe_status s = problem_shape(args, &p);
+    if (s == MOE_OK) *output = problem_output(&p, bytes);
+    return s;
+}
+
+moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
+                   size_t output_bytes)
+{
+    problem p;
+    call_plan plan;
+    moe_status s = problem_check(args, output, output_bytes, &p);
+    if (s != MOE_OK || p.T == 0) return s;
+    if (!plan_size(&p, &plan))
+        return error_set(
+            MOE_E_OVERFLOW,
+            "T = %zu, H = %zu, I = %zu, E_L = %zu: the scratch's bytes do not fit in size_t", p.T,
+            p.H, p.I, p.E_L);
+    context_call call;
+    if (!context_enter(context, plan.scratch.bytes, &call))
+        return error_set(MOE_E_NOMEM, "no memory for %zu bytes of scratch", plan.scratch.bytes);
+    fpenv saved = fpenv_enter();
+    forward_run(&plan, call.kernels, call.pool, call.scratch, output);
+    fpenv_leave(saved);
+    context_leave(context, &call);
+    return MOE_OK;
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* context.h - what a call borrows from its context: kernels, threads, scratch. */
+#ifndef MOE_CONTEXT_H
+#define MOE_CONTEXT_H
+
+#include "kernel.h"
+#include "threads.h"
+
+typedef struct context_call {
+    const kernel_table *kernels;
+    threads *pool; /* NULL: the calling thread alone */
+    uint8_t *scratch;
+    size_t bytes; /* of the memory that scratch is part of */
+} context_call;
+
+/* Borrows for one call with `bytes` of scratch at KERNEL_ALIGN; context may be NULL.  False if there is no memory, and then
+ * nothing is borrowed. */
+bool context_enter(moe_context *context, size_t bytes, context_call *call);
+void context_leave(moe_context *context, context_call *call);
+
+#endif

@@ -1,0 +1,35 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* error.c - status names and the last error of each thread: one fixed buffer, nothing allocated. */
+#include "error.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+
+static _Thread_local char last_error[512];
+
+moe_status error_set(moe_status status, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    vsnprintf(last_error, sizeof last_error, format, list);
+    va_end(list);
+    return status;
+}
+
+const char *moe_last_error(void)
+{
+    return last_error;
+}
+
+const char *moe_status_name(moe_status status)
+{
+    static const char *const names[] = {
+        "MOE_OK",           "MOE_E_NULL_ARG",    "MOE_E_ABI",      "MOE_E_BAD_ENUM",
+        "MOE_E_VALUE",      "MOE_E_DIM",         "MOE_E_SHAPE",    "MOE_E_DTYPE",
+        "MOE_E_LAYOUT",     "MOE_E_UNSUPPORTED", "MOE_E_OVERFLOW", "MOE_E_EXPERT_INDEX",
+        "MOE_E_RANK_RANGE", "MOE_E_ALIGN",       "MOE_E_ALIAS",    "MOE_E_NOMEM",
+        "MOE_E_ISA",        "MOE_E_BUSY",
+    };
+    size_t i = (size_t)status;
+    return i < sizeof names / sizeof names[0] ? names[i] : "unknown moe_status";
+}

@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* scalar.c - the kernels of canon 1 in plain C: with numeric.h and quantize.c the normative text of docs/numerics.md.
+ *
+ * Every other instruction set's kernels equal these bit for bit.  Written to be read: a block of weights is widened to f32,
+ * and each token's dot products with it are taken in canonical order. */
+#include "kernel.h"
+#include "numeric.h"
+
+/* The widened weights of one block, [matrix][k][row], and the sums, [matrix][token][row]. */
+typedef float block_weights[2][KERNEL_PLAIN][KERNEL_ROWS];
+typedef float panel_sums[2][KERNEL_TOKENS][KERNEL_ROWS];
+
+/* ---- weights --------------------------------------------------------------------------------------------------------- */
+
+/* The code of row r and term n of the line, its 32 bits being word. */
+static inline uint32_t code_of(uint32_t word, size_t n, kernel_format f)
+{
+    switch (kernel_bits(f)) {
+    case 4: return word >> ((n & 1) * 16 + (n >> 1) * 4) & 15;
+    case 8: return word >> n * 8 & 255;
+    case 16: return word >> n * 16 & 65535;
+    default: return word;
+    }
+}
+
+static inline float value_of(uint32_t code, kernel_format f)
+{
+    switch (f) {
+    case FORMAT_BF16: return num_from_bf16((uint16_t)code);
+    case FORMAT_F16: return num_from_f16((uint16_t)code);
+    case FORMAT_F32: return num_float(code);
+    case FORMAT_E4M3_IEEE: return num_from_e4m3_ieee((uint8_t)code);
+    case FORMAT_MXFP4: return num_from_e2m1(code);
+    default: return num_from_e4m3fn((uint8_t)code);
+    }
+}
+
+/* w[k][r] of k terms from the lines of one matrix, stride bytes apart. */
+static inline void widen(const uint8_t *lines, size_t stride, size_t k, kernel_format f,
+                         float w[][KERNEL_ROWS])
+{
+    size_t line_k = kernel_line_k(f);
+    for (size_t i = 0; i < k; i += line_k, lines += stride) {
+        uint32_t words[KERNEL_ROWS];
+        memcpy(words, lines, sizeof words);
+        for (size_t n = 0; n < line_k && i + n < k; n++)
+            for (size_t r = 0; r < KERNEL_ROWS; r++)
+                w[i + n][r] = value_of(code_of(words[r], n, f), f);
+    }
+}
+
+/* ---- dot products ---------------------------------------------------------------------------------------------------- */
+
+/* acc[r] = sum over k (even) of x[k] w[k][r]: the odd term of a pair first. */
+static inline void block_dot(const float *x, size_t k, float w[][KERNEL_ROWS], float *acc)
+{
+    for (size_t r = 0; r < KERNEL_ROWS; r++) acc[r] = 0.0f;
+    for (size_t i = 0; i < k; i += 2)
+        for (size_t r = 0; r < KERNEL_ROWS; r++) {
+            acc[r] = fmaf(x[i + 1], w[i + 1][r], acc[r]);
+            acc[r] = fmaf(x[i], w[i][r], acc[r]);
+        }
+}
+
+/* Plain weights: blocks of 512, each block's dot from +0, added left to right. */
+static inline void plain_sums(const uint8_t *panel, size_t matrices, size_t k, size_t tokens,
+                              const void *const *x, kernel_format f, block_weights w,
+                              panel_sums sum)
+{
+    size_t stride = matrices * KERNEL_LINE;
+    for (size_t first = 0; first < k; first += KERNEL_PLAIN) {
+        size_t n = k - first < KERNEL_PLAIN ? k - first : KERNEL_PLAIN;
+        const uint8_t *lines = panel + first / kernel_line_k(f) * stride;
+        for (size_t m = 0; m < matrices; m++) {
+            widen(lines + m * KERNEL_LINE, stride, n, f, w[m]);
+            for (size_t t = 0; t < tokens; t++) {
+                float acc[KERNEL_ROWS];
+                block_dot((const float *)x[t] + first, n, w[m], acc);
+                for (size_t r = 0; r < KERNEL_ROWS; r++) sum[m][t][r] += acc[r];
+            }
+        }
+    }
+}
+
+/* MX weights: the dot of each block of 32 from +0, scaled into the sum by one fma. */
+static inline void mx_sums(const uint8_t *panel, size_t matrices, size_t k, size_t tokens,
+                           const void *const *x, kernel_format f, block_weights w, panel_sums sum)
+{
+    for (size_t n = 0; n < k / KERNEL_BLOCK; n++) {
+        const uint8_t *lines = panel + kernel_block_at(f, matrices, n);
+        const uint8_t *scale = panel + kernel_scale_at(f, matrices, n);
+        for (size_t m = 0; m < matrices; m++, scale += KERNEL_ROWS) {
+            widen(lines + m * KERNEL_LINE, matrices * KERNEL_LINE, KERNEL_BLOCK, f, w[m]);
+            for (size_t t = 0; t < tokens; t++) {
+                float acc[KERNEL_ROWS];
+                block_dot((const float *)x[t] + n * KERNEL_BLOCK, KERNEL_BLOCK, w[m], acc);
+                for (size_t r = 0; r < KERNEL_ROWS; r++)
+                    sum[m][t][r] =
+                        fmaf(acc[r] * num_e8m0_low(scale[r]), num_e8m0(scale[r]), sum[m][t][r]);
+            }
+        }
+    }
+}
+
+/* MXFP4 weights and int8 operands: each block's dot is an exact integer of twice the e2m1 values. */
+static inline void int8_sums(const uint8_t *panel, size_t matrices, size_t k, size_t tokens,
+                             const void *const *x, panel_sums sum)
+{
+    for (size_t n = 0; n < k / KERNEL_BLOCK; n++) {
+        const uint8_t *lines = panel + kernel_block_at(FORMAT_MXFP4, matrices, n);
+        const uint8_t *scale = panel + kernel_scale_at(FORMAT_MXFP4, matrices, n);
+        for (size_t m = 0; m < matrices; m++, lines += KERNEL_LINE, scale += KERNEL_ROWS)
+            for (size_t r = 0; r < KERNEL_ROWS; r++) {
+                int w[KERNEL_BLOCK];
+                for (size_t i = 0; i < KERNEL_BLOCK; i++) {
+                    uint32_t word;
+                    memcpy(&word, lines + i / 8 * matrices * KERNEL_LINE + r * 4, sizeof word);
+                    w[i] = num_e2m1_doubled(code_of(word, i % 8, FORMAT_MXFP4));
+                }
+                for (size_t t = 0; t < tokens; t++) {
+                    const int8_t *q = (const int8_t *)x[t] + n * KERNEL_BLOCK;
+                    const float *sx = (const float *)(const void *)((const int8_t *)x[t] + k);
+                    int dot = 0;
+                    for (size_t i = 0; i < KERNEL_BLOCK; i++) dot += q[i] * w[i];
+                    float s = (sx[n] * (0.5f * num_e8m0_low(scale[r]))) * num_e8m0(scale[r]);
+                    sum[m][t][r] = fmaf((float)dot, s, sum[m][t][r]);
+                }
+            }
+    }
+}
+
+static inline void sums(const uint8_t *panel, size_t matrices, size_t k, size_t tokens,
+                        const void *const *x, kernel_format f, kernel_operand o, panel_sums sum)
+{
+    block_weights w;
+    for (size_t m = 0; m < matrices; m++) memset(sum[m], 0, tokens * sizeof sum[m][0]);
+    if (o == OPERAND_INT8)
+        int8_sums(panel, matrices, k, tokens, x, sum);
+    else if (kernel_is_mx(f))
+        mx_sums(panel, matrices, k, tokens, x, f, w, sum);
+    else
+        plain_sums(panel, matrices, k, tokens, x, f, w, sum);
+}
+
+/* ---- from the sums to the rows --------------------------------------------------------------------------------------- */
+
+/* v * scale + bias, each only if it is there. */
+static inline float affine(float v, const kernel_rows *rows, size_t r)
+{
+    if (rows->scale != NULL) v = v * rows->scale[r];
+    if (rows->bias != NULL) v = v + rows->bias[r];
+    return v;
+}
+
+/* NaN passes; if the limits cross the lower one wins. */
+static inline float clamp(float v, float upper, float lower)
+{
+    v = v > upper ? upper : v;
+    return v < lower ? lower : v;
+}
+
+static inline float activate(const kernel_point *p, float g)
+{
+    switch (p->activation) {
+    case MOE_GELU: return num_gelu(g);
+    case MOE_GELU_TANH: return num_gelu_tanh(g);
+    case MOE_RELU: return g > 0.0f || num_is_nan(g) ? g : 0.0f;
+    default: return num_swish(g, p->alpha);
+    }
+}
+
+static inline void gate_up(const kernel_gate_up *a, kernel_format f, kernel_operand o)
+{
+    const kernel_point *p = a->point;
+    panel_sums sum;
+    sums(a->panel, 2, a->k, a->tokens, a->x, f, o, sum);
+    for (size_t t = 0; t < a->tokens; t++)
+        for (size_t r = 0; r < KERNEL_ROWS; r++) {
+            float g = clamp(affine(sum[0][t][r], &a->gate, r), p->gate_upper, p->gate_lower);
+            float u = clamp(affine(sum[1][t][r], &a->up, r), p->up_upper, p->up_lower);
+            a->mid[t * a->mid_stride + r] = activate(p, g) * (u + p->up_offset);
+        }
+}
+
+static inline void down(const kernel_down *a, kernel_format f, kernel_operand o)
+{
+    panel_sums sum;
+    sums(a->panel, 1, a->k, a->tokens, a->x, f, o, sum);
+    for (size_t t = 0; t < a->tokens; t++)
+        for (size_t r = 0; r < KERNEL_ROWS; r++)
+            a->y[t * a->y_stride + r] = affine(sum[0][t][r], &a->down, r);
+}
+
+/* ---- the table ------------------------------------------------------------------------------------------------------- */
+
+#define KERNEL_PAIR(name, format, operand)                                                         \
+    static void gate_up_##name(const kernel_gate_up *a)                                            \
+    {                                                                                              \
+        gate_up(a, format, operand);                                                               \
+    }                                                                                              \
+    static void down_##name(const kernel_down *a)                                                  \
+    {                                                                                              \
+        down(a, format, operand);                                                                  \
+    }
+
+KERNEL_PAIR(bf16, FORMAT_BF16, OPERAND_F32)
+KERNEL_PAIR(f16, FORMAT_F16, OPERAND_F32)
+KERNEL_PAIR(f32, FORMAT_F32, OPERAND_F32)
+KERNEL_PAIR(e4m3_ieee, FORMAT_E4M3_IEEE, OPERAND_F32)
+KERNEL_PAIR(e4m3fn, FORMAT_E4M3FN, OPERAND_F32)
+KERNEL_PAIR(mxfp8, FORMAT_MXFP8, OPERAND_F32)
+KERNEL_PAIR(mxfp4, FORMAT_MXFP4, OPERAND_F32)
+KERNEL_PAIR(mxfp4_int8, FORMAT_MXFP4, OPERAND_INT8)
+
+#define SLOTS(kind)                                                                                \
+    {                                                                                              \
+        [FORMAT_BF16] = {kind##_bf16}, [FORMAT_F16] = {kind##_f16}, [FORMAT_F32] = {kind##_f32},   \
+        [FORMAT_E4M3_IEEE] = {kind##_e4m3_ieee}, [FORMAT_E4M3FN] = {kind##_e4m3fn},                \
+        [FORMAT_MXFP8] = {kind##_mxfp8}, [FORMAT_MXFP4] = {kind##_mxfp4, kind##_mxfp4_int8},       \
+    }
+
+const kernel_table kernel_table_scalar = {"scalar", SLOTS(gate_up), SLOTS(down)};

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* plan.h - from routing to work: which expert sees which tokens, in what order, and how much scratch that takes.
+ *
+ * Pure: reads the index and affinity tensors, computes nothing.  Work is a list of groups (one expert, at most KERNEL_TOKENS of its
+ * tokens), sorted by expert, cut into passes whose scratch is bounded. */
+#ifndef MOE_PLAN_H
+#define MOE_PLAN_H
+
+#include "pack.h"
+
+/* One term of the sum over experts: y of an expert for a token. */
+typedef struct plan_term {
+    size_t token;
+    size_t row;     /* of the y rows: selective t * K + k; all-expert its place in the pass */
+    float affinity; /* 1 with NO_SCALE, where it is not used */
+} plan_term;
+
+typedef struct plan_group {
+    size_t expert;
+    size_t slot;         /* which packed expert of the pass */
+    size_t mid_k;        /* pack_mid_k of the expert */
+    size_t first, count; /* terms */
+} plan_group;
+
+typedef struct plan_pass {
+    const plan_group *group;
+    size_t groups, slots, terms;
+} plan_pass;
+
+/* The scratch of one call: offsets into one block of memory, KERNEL_ALIGN each. */
+typedef struct plan_scratch {
+    size_t hidden, hidden_row;   /* operand rows of all tokens; bytes of one */
+    size_t expert;               /* packed experts of a pass */
+    size_t mid, mid_row;         /* f32 intermediate of a pass's terms; floats of a row */
+    size_t operand, operand_row; /* the same as operands of the down product */
+    size_t y,
+        y_row; /* f32 y rows: of all terms (selective) or of a pass (all-expert); floats of a row */
+    size_t out;         /* f32 sums [T][y_row] */
+    size_t x;           /* operand pointers of a pass's terms */
+    size_t term, group; /* the two lists */
+    size_t begin;       /* counting sort: E_L + 1 */
+    size_t bytes;
+} plan_scratch;
+
+typedef struct call_plan {
+    const problem *p;
+    pack_layout layout;
+    kernel_operand operand;
+    plan_scratch scratch;
+    size_t pass_terms, pass_slots; /* most terms and packed experts of one pass */
+    plan_term *term;
+    plan_group *group;
+    size_t groups;
+} call_plan;
+
+/* Sizes the scratch of a call.  Depends on dimensions and modes alone, so that equal calls need equal scratch.  False if a
+ * size does not fit. */
+bool plan_size(const problem *p, call_plan *plan);
+
+/* Reads the routing and fills the lists, which lie in memory (plan->scratch.bytes). */
+void plan_route(call_plan *plan, uint8_t *memory);
+
+/* Selective mode: the expert of slot k of token t and its affinity; false if the slot contributes nothing. */
+bool plan_slot(const problem *p, size_t t, size_t k, size_t *expert, float *affinity);
+
+/* The pass that starts at group number *next; moves *next on.  No groups are left: false. */
+bool plan_next(call_plan *plan, size_t *next, plan_pass *pass);
+
+#endif

@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* validate.c - the arguments of a call, judged without reading a tensor: flags, enumerators, scalars, combinations.
+ *
+ * The rules are those of the operator (docs/operator.md); each refusal names the parameter, its value and what it must be.
+ * validate_shape.c judges the tensors' descriptions, validate_data.c what their pointers point to. */
+#include "validate.h"
+#include "error.h"
+
+#include <math.h>
+
+/* ---- single values --------------------------------------------------------------------------------------------------- */
+
+static moe_status flag(const char *name, int32_t value)
+{
+    if (value == 0 || value == 1) return MOE_OK;
+    return error_set(MOE_E_BAD_ENUM, "%s = %d: must be 0 or 1", name, (int)value);
+}
+
+static moe_status enumerator(const char *name, long value, long last)
+{
+    if (value >= 0 && value <= last) return MOE_OK;
+    return error_set(MOE_E_BAD_ENUM, "%s = %ld: must be in [0, %ld]", name, value, last);
+}
+
+static moe_status check_flags(const moe_tkg_args *a)
+{
+    const struct {
+        const char *name;
+        int32_t value;
+    } flags[] = {
+        {"is_all_expert", a->is_all_expert},
+        {"mask_unselected_experts", a->mask_unselected_experts},
+        {"output_in_sbuf", a->output_in_sbuf},
+        {"is_all_expert_dynamic", a->is_all_expert_dynamic},
+        {"skip_invalid_experts", a->skip_invalid_experts},
+        {"gate_clamp_upper_limit.given", a->gate_clamp_upper_limit.given},
+        {"gate_clamp_lower_limit.given", a->gate_clamp_lower_limit.given},
+        {"up_clamp_upper_limit.given", a->up_clamp_upper_limit.given},
+        {"up_clamp_lower_limit.given", a->up_clamp_lower_limit.given},
+        {"block_size.given", a->block_size.given},
+        {"swiglu_alpha.given", a->swiglu_alpha.given},
+        {"swiglu_up_offset.given", a->swiglu_up_offset.given},
+    };
+    for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++) {
+        moe_status s = flag(flags[i].name, flags[i].value);
+        if (s != MOE_OK) return s;
+    }
+    const struct {
+        const char *name;
+        long value, last;
+    } enums[] = {
+        {"expert_affinities_scaling_mode", (long)a->expert_affinities_scaling_mode,
+         MOE_PRE_SCALE_DELAYED},
+        {"activation_fn", (long)a->activation_fn, MOE_SWIGLU},
+        {"act_mode", (long)a->act_mode, MOE_ACT_INT8},
+        {"output_dtype", (long)a->output_dtype, MOE_I64},
+    };
+    for (size_t i = 0; i < sizeof enums / sizeof enums[0]; i++) {
+        moe_status s = enumerator(enums[i].name, enums[i].value, enums[i].last);
+        if (s != MOE_OK) return s;
+    }
+    return MOE_OK;
+}
+
+static moe_status check_struct_size(const moe_tkg_args *a)
+{
+    if (a->struct_size < sizeof *a)
+        return error_set(MOE_E_ABI,
+                         "struct_size = %zu: must be at least %zu (moe_tkg_args_init sets it)",
+                         a->struct_size, sizeof *a);
+    if (a->struct_size > 4096)
+        return error_set(MOE_E_ABI, "struct_size = %zu: no version of moe_tkg_args is so large",
+                         a->struct_size);
+    const unsigned char *tail = (const unsigned char *)a;
+    for (size_t i = sizeof *a; i < a->struct_size; i++)
+        if (tail[i] != 0)
+            return error_set(
+                MOE_E_ABI,
+                "struct_size = %zu: a parameter past byte %zu is set that this library "
+                "(version %s) does not know",
+                a->struct_size, sizeof *a, moe_version());
+    return MOE_OK;
+}
+
+/* ---- combinations ---------------------------------------------------------------------------------------------------- */
+
+static moe_status check_modes(const moe_tkg_args *a)
+{
+    int mode = (int)a->expert_affinities_scaling_mode;
+    if (a->gate_up_input_scale != NULL || a->down_input_scale != NULL)
+        return error_set(MOE_E_UNSUPPORTED, "%s is given: static input scales are not supported",
+                         a->gate_up_input_scale != NULL ? "gate_up_input_scale"
+                                                        : "down_input_scale");
+    if (mode == MOE_PRE_SCALE || mode == MOE_PRE_SCALE_DELAYED)
+        return error_set(MOE_E_UNSUPPORTED,
+                         "expert_affinities_scaling_mode = %d (%s): must be NO_SCALE or POST_SCALE",
+                         mode, mode == MOE_PRE_SCALE ? "PRE_SCALE" : "PRE_SCALE_DELAYED");
+    if (a->is_all_expert && mode == MOE_POST_SCALE && a->rank_id == NULL)
+        return error_set(MOE_E_NULL_ARG,
+                         "rank_id = NULL: all-expert mode with affinity scaling requires it");
+    if (a->is_all_expert && a->expert_affinities_eager != NULL)
+        return error_set(MOE_E_UNSUPPORTED,
+                         "expert_affinities_eager is given: not in all-expert mode");
+    if (a->is_all_expert_dynamic && !a->is_all_expert)
+        return error_set(MOE_E_UNSUPPORTED, "is_all_expert_dynamic = 1: only in all-expert mode");
+    if (!a->is_all_expert && a->expert_index == NULL)
+        return error_set(MOE_E_NULL_ARG, "expert_index = NULL: selective mode requires it");
+    if (mode == MOE_POST_SCALE && a->expert_affinities == NULL &&
+        a->expert_affinities_eager == NULL)
+        return error_set(MOE_E_NULL_ARG, "expert_affinities = NULL: required with POST_SCALE");
+    if (a->is_all_expert && mode == MOE_POST_SCALE && a->mask_unselected_experts &&
+        a->expert_index == NULL)
+        return error_set(MOE_E_NULL_ARG,
+                         "expert_index = NULL: mask_unselected_experts requires it");
+    return MOE_OK;
+}
+
+static moe_status limit(const char *name, moe_optional_float o, float absent, float *value)
+{
+    if (o.given && isnan(o.value))
+        return error_set(MOE_E_VALUE, "%s = nan: must be a number", name);
+    *value = o.given ? o.value : absent;
+    return MOE_OK;
+}
+
+static moe_status swiglu_parameter(const char *name, bool swiglu, moe_optional_float o)
+{
+    if (swiglu && !o.given)
+        return error_set(MOE_E_NULL_ARG, "%s is not given: MOE_SWIGLU requires it", name);
+    if (!swiglu && o.given)
+        return error_set(MOE_E_UNSUPPORTED, "%s = %g: only with activation_fn = MOE_SWIGLU", name,
+                         (double)o.value);
+    if (swiglu && !isfinite(o.value))
+        return error_set(MOE_E_VALUE, "%s = %g: must be finite", name, (double)o.value);
+    return MOE_OK;
+}
+
+/* Fills p->point: SiLU and SwiGLU become Swish with their alpha, a limit that is not given infinite, and no offset -0. */
+static moe_status check_point(const moe_tkg_args *a, kernel_point *point)
+{
+    bool swiglu = a->activation_fn == MOE_SWIGLU;
+    moe_status s = swiglu_parameter("swiglu_alpha", swiglu, a->swiglu_alpha);
+    if (s == MOE_OK) s = swiglu_parameter("swiglu_up_offset", swiglu, a->swiglu_up_offset);
+    if (s == MOE_OK)
+        s = limit("gate_clamp_upper_limit", a->gate_clamp_upper_limit, INFINITY,
+                  &point->gate_upper);
+    if (s == MOE_OK)
+        s = limit("gate_clamp_lower_limit", a->gate_clamp_lower_limit, -INFINITY,
+                  &point->gate_lower);
+    if (s == MOE_OK)
+        s = limit("up_clamp_upper_limit", a->up_clamp_upper_limit, INFINITY, &point->up_upper);
+    if (s == MOE_OK)
+        s = limit("up_clamp_lower_limit", a->up_clamp_lower_limit, -INFINITY, &point->up_lower);
+    if (s != MOE_OK) return s;
+    bool swish = swiglu || a->activation_fn == MOE_SILU || a->activation_fn == MOE_SWISH;
+    point->activation = swish ? MOE_SWISH : a->activation_fn;
+    point->alpha = swiglu ? a->swiglu_alpha.value : a->activation_fn == MOE_SWISH ? 1.702f : 1.0f;
+    point->up_offset =
+        swiglu && a->swiglu_up_offset.value != 0.0f ? a->swiglu_up_offset.value : -0.0f;
+    return MOE_OK;
+}
+
+/* The operator's rule for the block size of its dynamic mode.  No tokens, no blocks: T = 0 leaves the rules on T out. */
+static moe_status check_block_size(const moe_tkg_args *a, int64_t T)
+{
+    if (!a->block_size.given) return MOE_OK;
+    int64_t b = a->block_size.value, step = b < 32 ? 8 : b < 128 ? 32 : 128;
+    if (b >= 1 && b % step == 0 && (T == 0 || (T % b == 0 && b <= T / 2))) return MOE_OK;
+    return error_set(
+        MOE_E_VALUE,
+        "block_size = %lld: must divide T = %lld, be at most T / 2, and be a multiple of 8 below 32, of 32 "
+        "below 128, of 128 from there",
+        (long long)b, (long long)T);
+}
+
+/* ---- the whole ------------------------------------------------------------------------------------------------------- */
+
+static moe_status check_act(const moe_tkg_args *a, problem *p)
+{
+    p->act = a->act_mode != MOE_ACT_DEFAULT ? a->act_mode : p->mx ? MOE_ACT_MXFP8 : MOE_ACT_EXACT;
+    if (p->act == MOE_ACT_MXFP8 && !p->mx)
+        return error_set(MOE_E_UNSUPPORTED, "act_mode = MXFP8: needs MX weights, not %s",
+                         moe_dtype_name(a->expert_gate_up_weights->dtype));
+    if (p->act == MOE_ACT_INT8 && (p->gate_up != FORMAT_MXFP4 || p->down != FORMAT_MXFP4))
+        return error_set(MOE_E_UNSUPPORTED, "act_mode = INT8: needs MXFP4 weights, not %s and %s",
+                         moe_dtype_name(a->expert_gate_up_weights->dtype),
+                         moe_dtype_name(a->expert_down_weights->dtype));
+    return MOE_OK;
+}
+
+moe_status problem_shape(const moe_tkg_args *args, problem *p)
+{
+    memset(p, 0, sizeof *p);
+    if (args == NULL) return error_set(MOE_E_NULL_ARG, "args = NULL: required");
+    moe_status s = check_struct_size(args);
+    if (s == MOE_OK) s = check_flags(args);
+    if (s == MOE_OK) s = validate_tensors(args);
+    if (s == MOE_OK) s = check_modes(args);
+    if (s == MOE_OK) s = check_point(args, &p->point);
+    if (s != MOE_OK) return s;
+    p->args = args;
+    p->all_expert = args->is_all_expert;
+    p->scaled = args->expert_affinities_scaling_mode == MOE_POST_SCALE;
+    p->masked = p->all_expert && p->scaled && args->mask_unselected_experts;
+    s = validate_shapes(args, p);
+    if (s == MOE_OK) s = check_block_size(args, (int64_t)p->T);
+    if (s == MOE_OK) s = check_act(args, p);
+    return s;
+}
