@@ -1,0 +1,209 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cli.c - what the commands share.
+ *
+ * Owns stdout and stderr: results go to the one, messages to the other, and a result that could
+ * not be written is a failure.  Refuses unknown options and numbers with anything after them. */
+#define _GNU_SOURCE 1
+
+#include "cli.h"
+#include "case.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+/* ---- messages ------------------------------------------------------------------------------ */
+
+/* Whether a terminal may take what is at p for a command: C0, DEL, or C1 (U+0080 to U+009F). */
+static bool is_control(const char *p)
+{
+    const unsigned char *u = (const unsigned char *)p;
+    return u[0] < 0x20 || u[0] == 0x7f || (u[0] == 0xc2 && u[1] >= 0x80 && u[1] < 0xa0);
+}
+
+static void put_text(FILE *file, const char *text)
+{
+    for (; *text; text++) putc(is_control(text) ? '?' : *text, file);
+}
+
+__attribute__((format(printf, 2, 0))) static void message(const cli *c, const char *format,
+                                                          va_list list)
+{
+    char text[1024];
+    vsnprintf(text, sizeof text, format, list);
+    fprintf(stderr, "moe-tkg %s: ", c->command);
+    put_text(stderr, text);
+}
+
+int cli_usage_error(cli *c, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    message(c, format, list);
+    va_end(list);
+    fprintf(stderr, " (see 'moe-tkg %s --help')\n", c->command);
+    c->exit_code = CLI_USAGE;
+    return CLI_STOP;
+}
+
+int cli_failure(const cli *c, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    message(c, format, list);
+    va_end(list);
+    fputc('\n', stderr);
+    return CLI_FAILED;
+}
+
+/* ---- options ------------------------------------------------------------------------------- */
+
+bool cli_number(const char *text, long long low, long long high, long long *value)
+{
+    char *end;
+    errno = 0;
+    long long number = strtoll(text, &end, 10);
+    if (*text < '-' || *text > '9' || *end || errno || number < low || number > high) return false;
+    *value = number;
+    return true;
+}
+
+static int bad_option(cli *c, int opt)
+{
+    char letter[3] = {'-', (char)optopt, '\0'};
+    /* optopt names a letter only if a letter was given; long options have values past any char. */
+    const char *name = optopt > 0 && optopt < CLI_OPT_JSON ? letter : c->argv[optind - 1];
+    if (opt == ':') return cli_usage_error(c, "option '%s' needs a value", name);
+    return cli_usage_error(c, "bad option '%s'", name);
+}
+
+static int show_help(cli *c)
+{
+    fputs(c->help, stdout);
+    c->exit_code = CLI_OK;
+    return CLI_STOP;
+}
+
+int cli_next(cli *c)
+{
+    long long number;
+    for (;;) {
+        int opt = getopt_long(c->argc, c->argv, ":h", c->options, NULL);
+        switch (opt) {
+        case -1: return CLI_END;
+        case ':':
+        case '?': return bad_option(c, opt);
+        case 'h': return show_help(c);
+        case CLI_OPT_JSON: c->json = true; break;
+        case CLI_OPT_ISA: c->isa = optarg; break;
+        case CLI_OPT_THREADS:
+            if (!cli_number(optarg, 0, 1024, &number))
+                return cli_usage_error(c, "--threads %s: must be 0 to 1024", optarg);
+            c->threads = (int32_t)number;
+            break;
+        case CLI_OPT_ACT:
+            if (!case_act_from_name(optarg, &c->act))
+                return cli_usage_error(c, "--act %s: must be default, exact, mxfp8 or int8",
+                                       optarg);
+            break;
+        default: return opt;
+        }
+    }
+}
+
+int cli_context(cli *c, moe_context **context)
+{
+    moe_context_options options = moe_context_options_init();
+    options.threads = c->threads;
+    options.isa = c->isa;
+    moe_status status = moe_context_create(&options, context);
+    if (status == MOE_OK) return CLI_OK;
+    if (status == MOE_E_NOMEM) return cli_failure(c, "%s", moe_last_error());
+    cli_usage_error(c, "%s", moe_last_error());
+    return c->exit_code;
+}
+
+/* ---- output -------------------------------------------------------------------------------- */
+
+void cli_print_text(const char *text)
+{
+    put_text(stdout, text);
+}
+
+json_t *cli_json_text(const char *text)
+{
+    json_t *string = json_string(text);
+    if (string) return string;
+    char *ascii = strdup(text);
+    if (!ascii) return NULL;
+    for (char *p = ascii; *p; p++)
+        if ((unsigned char)*p >= 0x80) *p = '?';
+    string = json_string(ascii);
+    free(ascii);
+    return string;
+}
+
+json_t *cli_json_real(double value)
+{
+    return isfinite(value) ? json_real(value) : json_null();
+}
+
+static int output_errno; /* of the first write to stdout that failed */
+
+bool cli_flush(void)
+{
+    errno = 0;
+    if (fflush(stdout) == 0 && !ferror(stdout)) return true;
+    if (!output_errno) output_errno = errno ? errno : EIO;
+    return false;
+}
+
+int cli_print_json(const cli *c, json_t *object)
+{
+    if (!object) return cli_failure(c, "out of memory");
+    errno = 0;
+    int failed = json_dumpf(object, stdout, JSON_INDENT(2));
+    json_decref(object);
+    if (failed && !ferror(stdout)) return cli_failure(c, "out of memory");
+    if (failed && !output_errno) output_errno = errno ? errno : EIO;
+    putchar('\n');
+    return CLI_OK;
+}
+
+int cli_finish(int code)
+{
+    if (cli_flush()) return code;
+    /* A reader that has seen enough is no error worth a message. */
+    if (output_errno != EPIPE)
+        fprintf(stderr, "moe-tkg: could not write to standard output: %s\n",
+                strerror(output_errno));
+    return CLI_FAILED;
+}
+
+/* ---- progress ------------------------------------------------------------------------------ */
+
+static bool progress_shown;
+
+void cli_progress(double done, const char *what)
+{
+    enum { WIDTH = 30 };
+    static const char FULL[] = "##############################";
+    const char *no_color = getenv("NO_COLOR"), *term = getenv("TERM");
+    if (!isatty(STDERR_FILENO) || (term && strcmp(term, "dumb") == 0)) return;
+    bool color = !(no_color && *no_color);
+    int full = (int)(done * WIDTH);
+    fprintf(stderr, "\r%s[%.*s%*s]%s %3d %%  %-30.30s", color ? "\033[36m" : "", full, FULL,
+            WIDTH - full, "", color ? "\033[0m" : "", (int)(done * 100), what);
+    fflush(stderr);
+    progress_shown = true;
+}
+
+void cli_progress_end(void)
+{
+    if (progress_shown) fprintf(stderr, "\r%70s\r", "");
+    progress_shown = false;
+}

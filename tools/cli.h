@@ -1,0 +1,113 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cli.h - what the commands of moe-tkg share: options, exit codes, messages, output, progress. */
+#ifndef MOE_CLI_H
+#define MOE_CLI_H
+
+#include <getopt.h>
+#include <jansson.h>
+#include <moe_tkg.h>
+#include <stdbool.h>
+
+/* Exit codes of every command. */
+enum {
+    CLI_OK = 0,
+    CLI_FAILED = 1,  /* a result outside its gate, or output that could not be written */
+    CLI_USAGE = 2,   /* bad options, or a file that cannot be read as a case */
+    CLI_REFUSED = 3, /* the operator refused */
+};
+
+/* The paragraph on exit codes in a command's --help. */
+#define CLI_EXIT_CODES                                                                             \
+    "Exit codes:\n"                                                                                \
+    "  0  all done, all within the gate\n"                                                         \
+    "  1  a result outside its gate, no memory, or output that could not be written\n"             \
+    "  2  an unreadable file, or a bad command line\n"                                             \
+    "  3  the operator refused a case\n"
+
+/* Values of options without a letter; a command's own start at CLI_OPT_OWN. */
+enum { CLI_OPT_JSON = 256, CLI_OPT_ISA, CLI_OPT_THREADS, CLI_OPT_ACT, CLI_OPT_OWN };
+
+/* What cli_next returns when no option is left, and when the command must return cli->exit_code. */
+enum { CLI_END = -1, CLI_STOP = -2 };
+
+/* clang-format off */
+#define CLI_OPTIONS_PLAIN                                  \
+    {"help", no_argument, NULL, 'h'},                      \
+    {"json", no_argument, NULL, CLI_OPT_JSON}
+
+#define CLI_OPTIONS_COMPUTE                                \
+    {"isa", required_argument, NULL, CLI_OPT_ISA},         \
+    {"threads", required_argument, NULL, CLI_OPT_THREADS}, \
+    {"act", required_argument, NULL, CLI_OPT_ACT}
+/* clang-format on */
+
+/* The lines on them in a command's --help. */
+#define CLI_HELP_PLAIN                                                                             \
+    "      --json           results as one JSON object\n"                                          \
+    "  -h, --help           this text\n"
+#define CLI_HELP_COMPUTE                                                                           \
+    "      --isa NAME       highest ISA level to use (moe-tkg info lists them)\n"                  \
+    "      --threads N      threads per call; 0, the default: as many as the process may use\n"    \
+    "      --act MODE       default, exact, mxfp8 or int8: what activations are rounded to\n"
+
+/* One command's command line.  Set the first five, then call cli_next until CLI_END or CLI_STOP. */
+typedef struct cli {
+    const char *command; /* "verify" */
+    const char *help;
+    const struct option *options;
+    int argc;
+    char **argv;
+    bool json;
+    const char *isa;
+    int32_t threads;
+    moe_act_mode act;
+    int exit_code;
+} cli;
+
+/* The next option of the command's own (its argument in optarg), CLI_END or CLI_STOP. */
+int cli_next(cli *c);
+
+/* "moe-tkg verify: <message> (see 'moe-tkg verify --help')" on stderr.  Sets c->exit_code and
+ * returns CLI_STOP. */
+__attribute__((format(printf, 2, 3))) int cli_usage_error(cli *c, const char *format, ...);
+
+/* "moe-tkg verify: <message>" on stderr; returns CLI_FAILED. */
+__attribute__((format(printf, 2, 3))) int cli_failure(const cli *c, const char *format, ...);
+
+/* A whole decimal number in [low, high]. */
+bool cli_number(const char *text, long long low, long long high, long long *value);
+
+/* Makes the context that --isa and --threads ask for.  CLI_OK, or a message and its exit code. */
+int cli_context(cli *c, moe_context **context);
+
+/* Prints text of any origin: control characters as '?', so that no file can drive the terminal. */
+void cli_print_text(const char *text);
+
+/* Foreign text as a JSON string: bytes that are not UTF-8 as '?'. */
+json_t *cli_json_text(const char *text);
+
+/* A JSON number; null if it is not finite. */
+json_t *cli_json_real(double value);
+
+/* Prints the object and a newline, and releases it; NULL (memory ran out on the way) is an
+ * error. */
+int cli_print_json(const cli *c, json_t *object);
+
+/* Flushes stdout.  False once anything could not be written: there is no reader, or no room, for
+ * the rest. */
+bool cli_flush(void);
+
+/* Flushes stdout for the last time: code, or CLI_FAILED if anything could not be written. */
+int cli_finish(int code);
+
+/* A progress bar on stderr: only if that is a terminal; in colour unless NO_COLOR is set.  done
+ * in [0, 1]. */
+void cli_progress(double done, const char *what);
+void cli_progress_end(void);
+
+int cmd_demo(int argc, char **argv);
+int cmd_info(int argc, char **argv);
+int cmd_run(int argc, char **argv);
+int cmd_verify(int argc, char **argv);
+
+#endif

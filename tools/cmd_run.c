@@ -1,0 +1,122 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cmd_run.c - moe-tkg run: computes a case and writes its output.
+ *
+ * Owns the file: the bits that the operator returned, as one tensor without metadata, so that equal
+ * results are equal files. */
+#include "case.h"
+#include "cli.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+/* clang-format off */
+static const char HELP[] =
+    "usage: moe-tkg run [options] CASE --out OUT\n"
+    "\n"
+    "Computes the case (a safetensors file: tensors by parameter name, scalars in the metadata)\n"
+    "and writes a safetensors file with one tensor, 'output', in the output_dtype and layout that\n"
+    "the case asks for, and no metadata.  OUT appears whole or not at all.\n"
+    "\n"
+    "      --out OUT        the file to write\n"
+    CLI_HELP_COMPUTE
+    CLI_HELP_PLAIN
+    "\n"
+    CLI_EXIT_CODES
+    "\n"
+    "Example: moe-tkg run --threads 1 case.safetensors --out output.safetensors\n";
+/* clang-format on */
+
+enum { OPT_OUT = CLI_OPT_OWN };
+
+static const struct option OPTIONS[] = {
+    CLI_OPTIONS_PLAIN,
+    CLI_OPTIONS_COMPUTE,
+    {"out", required_argument, NULL, OPT_OUT},
+    {NULL, 0, NULL, 0},
+};
+
+static st_dtype stored_as(moe_dtype dtype)
+{
+    return dtype == MOE_BF16 ? ST_BF16 : dtype == MOE_F16 ? ST_F16 : ST_F32;
+}
+
+static int write_output(const cli *c, const char *path, const moe_tensor *output, size_t bytes)
+{
+    io_error error;
+    st_tensor t = {
+        .name = "output", .dtype = stored_as(output->dtype), .rank = output->rank, .bytes = bytes};
+    for (int d = 0; d < output->rank; d++) t.shape[d] = output->shape[d];
+    if (st_write(path, &t, &output->data, 1, NULL, NULL, 0, &error) != IO_OK)
+        return cli_failure(c, "%s", error.text);
+    return CLI_OK;
+}
+
+static int print_result(const cli *c, const moe_context *context, const moe_tkg_args *args,
+                        const char *file, const char *path, const moe_tensor *output)
+{
+    json_t *shape = json_array();
+    for (int d = 0; d < output->rank; d++)
+        json_array_append_new(shape, json_integer(output->shape[d]));
+    json_t *object = json_pack("{s:o, s:o, s:s, s:s, s:i, s:s, s:s, s:o}",   //
+                               "file", cli_json_text(file),                  //
+                               "out", cli_json_text(path),                   //
+                               "path", "raw",                                //
+                               "isa", moe_context_isa(context),              //
+                               "threads", (int)moe_context_threads(context), //
+                               "act", case_act_name(case_act_in_use(args)),  //
+                               "dtype", moe_dtype_name(output->dtype),       //
+                               "shape", shape);
+    return cli_print_json(c, object);
+}
+
+static int compute(const cli *c, moe_context *context, const moe_case *m, const char *file,
+                   const char *path)
+{
+    moe_tensor output;
+    size_t bytes;
+    moe_status status = case_compute(context, &m->args, &output, &bytes);
+    if (status == MOE_E_NOMEM) return cli_failure(c, "out of memory");
+    if (status != MOE_OK) {
+        cli_failure(c, "%s: refused: %s%s%s", file, moe_last_error(),
+                    m->foreign[0] ? "; in the file: " : "", m->foreign);
+        return CLI_REFUSED;
+    }
+    int code = write_output(c, path, &output, bytes);
+    if (code == CLI_OK && c->json) code = print_result(c, context, &m->args, file, path, &output);
+    free((void *)output.data);
+    return code;
+}
+
+static int run_file(cli *c, moe_context *context, const char *file, const char *path)
+{
+    moe_case m;
+    io_error error;
+    int code = CLI_USAGE;
+    if (case_load(file, &m, &error) == IO_OK) {
+        if (c->act != MOE_ACT_DEFAULT) m.args.act_mode = c->act;
+        code = compute(c, context, &m, file, path);
+    } else {
+        cli_failure(c, "%s", error.text);
+    }
+    case_free(&m);
+    return code;
+}
+
+int cmd_run(int argc, char **argv)
+{
+    cli c = {.command = "run", .help = HELP, .options = OPTIONS, .argc = argc, .argv = argv};
+    const char *path = NULL;
+    for (int opt; (opt = cli_next(&c)) != CLI_END;) {
+        if (opt != OPT_OUT) return c.exit_code;
+        path = optarg;
+    }
+    if (argc - optind != 1 || !path) {
+        cli_usage_error(&c, "needs one CASE and --out OUT");
+        return c.exit_code;
+    }
+    moe_context *context = NULL;
+    int code = cli_context(&c, &context);
+    if (code == CLI_OK) code = run_file(&c, context, argv[optind], path);
+    moe_context_destroy(context);
+    return code;
+}
