@@ -66,7 +66,8 @@ moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
     call_plan plan;
     moe_status s = problem_check(args, output, output_bytes, &p);
     if (s != MOE_OK || p.T == 0) return s;
-    if (!plan_size(&p, &plan))
+    const kernel_table *kernels = context_kernels(context);
+    if (!plan_size(&p, kernels, &plan))
         return error_set(
             MOE_E_OVERFLOW,
             "T = %zu, H = %zu, I = %zu, E_L = %zu: the scratch's bytes do not fit in size_t", p.T,
@@ -75,7 +76,7 @@ moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
     if (!context_enter(context, plan.scratch.bytes, &call))
         return error_set(MOE_E_NOMEM, "no memory for %zu bytes of scratch", plan.scratch.bytes);
     fpenv saved = fpenv_enter();
-    forward_run(&plan, call.kernels, call.pool, call.scratch, output);
+    forward_run(&plan, kernels, call.pool, call.scratch, output);
     fpenv_leave(saved);
     context_leave(context, &call);
     return MOE_OK;

@@ -193,7 +193,7 @@ int32_t moe_context_threads(const moe_context *context)
 
 const char *moe_context_isa(const moe_context *context)
 {
-    return context == NULL ? cpu_best()->isa : context->kernels->isa;
+    return context_kernels(context)->isa;
 }
 
 const char *moe_isa_level(size_t i)
@@ -220,11 +220,16 @@ static piece *take_idle(moe_context *c, size_t bytes, piece **small)
     return NULL;
 }
 
+const kernel_table *context_kernels(const moe_context *context)
+{
+    return context == NULL ? cpu_best() : context->kernels;
+}
+
 bool context_enter(moe_context *context, size_t bytes, context_call *call)
 {
     const allocator *m = context != NULL ? &context->memory : &memory_default;
     bool shares = context != NULL && !is_child(context);
-    *call = (context_call){context != NULL ? context->kernels : cpu_best(), NULL, NULL, bytes};
+    *call = (context_call){NULL, NULL, bytes};
     if (shares) {
         atomic_fetch_add(&context->calls, 1);
         piece *small;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* context.h - what a call borrows from its context: kernels, threads, scratch. */
+/* context.h - what a call borrows from its context: threads and scratch. */
 #ifndef MOE_CONTEXT_H
 #define MOE_CONTEXT_H
 
@@ -7,11 +7,13 @@
 #include "threads.h"
 
 typedef struct context_call {
-    const kernel_table *kernels;
     threads *pool; /* NULL: the calling thread alone */
     uint8_t *scratch;
     size_t bytes; /* of the memory that scratch is part of */
 } context_call;
+
+/* The kernels of a context, or for NULL the machine's best. */
+const kernel_table *context_kernels(const moe_context *context);
 
 /* Borrows for one call with `bytes` of scratch at KERNEL_ALIGN; context may be NULL.  False if there is no memory, and then
  * nothing is borrowed. */

@@ -10,10 +10,75 @@
 #include <string.h>
 #include <unistd.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+/* What CPUID and the operating system (XCR0) together allow. */
+typedef struct features {
+    uint32_t ecx1, ebx7, ecx7, eax7_1, xcr0;
+} features;
+
+static features read_features(void)
+{
+    features f = {0, 0, 0, 0, 0};
+    uint32_t eax, ebx, ecx, edx;
+    if (!__get_cpuid(1, &eax, &ebx, &f.ecx1, &edx) || (f.ecx1 & bit_OSXSAVE) == 0) return f;
+    __asm__ volatile("xgetbv" : "=a"(f.xcr0), "=d"(edx) : "c"(0));
+    if (__get_cpuid_count(7, 0, &eax, &f.ebx7, &f.ecx7, &edx) && eax >= 1)
+        __get_cpuid_count(7, 1, &f.eax7_1, &ebx, &ecx, &edx);
+    return f;
+}
+
+static bool has(uint32_t word, uint32_t bits)
+{
+    return (word & bits) == bits;
+}
+
+static bool has_avx2(const features *f)
+{
+    return has(f->xcr0, 0x6) && has(f->ecx1, bit_AVX | bit_FMA | bit_F16C) &&
+           has(f->ebx7, bit_AVX2);
+}
+
+static bool has_avx512(const features *f)
+{
+    return has(f->xcr0, 0xE6) &&
+           has(f->ebx7, bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL);
+}
+
+static bool has_vnni(const features *f)
+{
+    return has(f->ecx7, bit_AVX512VNNI | bit_AVX512VBMI | bit_AVX512VBMI2);
+}
+
+static bool has_bf16(const features *f)
+{
+    return has(f->eax7_1, bit_AVX512BF16);
+}
+
+/* The levels are cumulative: one that is missing ends the list. */
+const kernel_table *cpu_level(size_t i)
+{
+    static const struct {
+        const kernel_table *table;
+        bool (*has)(const features *f);
+    } levels[] = {{&kernel_table_avx2, has_avx2},
+                  {&kernel_table_avx512, has_avx512},
+                  {&kernel_table_avx512vnni, has_vnni},
+                  {&kernel_table_avx512bf16, has_bf16}};
+    if (i == 0) return &kernel_table_scalar;
+    if (i > sizeof levels / sizeof levels[0]) return NULL;
+    const features f = read_features();
+    for (size_t n = 0; n < i; n++)
+        if (!levels[n].has(&f)) return NULL;
+    return levels[i - 1].table;
+}
+#else
 const kernel_table *cpu_level(size_t i)
 {
     return i == 0 ? &kernel_table_scalar : NULL;
 }
+#endif
 
 const kernel_table *cpu_best(void)
 {

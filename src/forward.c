@@ -23,15 +23,56 @@ typedef struct forward {
     plan_pass pass;
     void *output;
 
-    uint8_t *hidden, *expert, *operand;
+    uint8_t *hidden, *hidden_tile, *expert, *mid_operand, *mid_tile;
     float *mid, *y, *out;
-    const void **x; /* operand row of each term of the pass */
 } forward;
+
+enum { PACK_PANELS = 8 };
+
+static size_t pack_items(const pack_layout *l)
+{
+    return (l->gate_up_panels + l->down_panels + PACK_PANELS - 1) / PACK_PANELS;
+}
 
 /* Terms are numbered through a pass: group g's begin where those of the groups before it end. */
 static size_t place(const forward *f, const plan_group *g)
 {
     return g->first - f->pass.group[0].first;
+}
+
+/* The tiles of a group: as few as their width allows, as even as they come.  A single row is its own tile. */
+static kernel_tiles tiles_of(const forward *f, const plan_group *g, const uint8_t *row,
+                             uint8_t *tile, size_t row_bytes)
+{
+    size_t n = (g->count + f->plan->tile_width - 1) / f->plan->tile_width,
+           width = (g->count + n - 1) / n;
+    const uint8_t *x = g->count == 1 ? row : tile + place(f, g) * row_bytes;
+    return (kernel_tiles){x, g->count, width, width * row_bytes};
+}
+
+static const plan_term *term_of(const forward *f, const plan_group *g)
+{
+    return f->plan->term + g->first;
+}
+
+static kernel_tiles hidden_tiles(const forward *f, const plan_group *g)
+{
+    size_t bytes = f->plan->scratch.hidden_row;
+    return tiles_of(f, g, f->hidden + term_of(f, g)->token * bytes, f->hidden_tile, bytes);
+}
+
+static kernel_tiles mid_tiles(const forward *f, const plan_group *g)
+{
+    size_t bytes = f->plan->scratch.mid_operand_row;
+    return tiles_of(f, g, f->mid_operand + place(f, g) * bytes, f->mid_tile, bytes);
+}
+
+/* The group that term n of the pass belongs to. */
+static const plan_group *group_of(const forward *f, size_t n)
+{
+    const plan_group *g = f->pass.group;
+    while (n >= place(f, g) + g->count) g++;
+    return g;
 }
 
 static uint8_t *packed(const forward *f, const plan_group *g)
@@ -44,20 +85,23 @@ static uint8_t *packed(const forward *f, const plan_group *g)
 static void hidden_row(void *arg, size_t t)
 {
     forward *f = arg;
-    quantize_hidden(f->p, t, f->l->hidden_k, f->hidden + t * f->plan->scratch.hidden_row);
+    quantize_hidden(f->p, f->plan->hidden_operand, t, f->l->hidden_k,
+                    (uint32_t *)(void *)(f->hidden + t * f->plan->scratch.hidden_row));
 }
 
-/* Item: one panel of one packed expert of the pass. */
-static void pack_panel(void *arg, size_t i)
+/* Item: PACK_PANELS neighbouring panels of one packed expert of the pass, which share cache lines of the source. */
+static void pack_panels(void *arg, size_t i)
 {
     forward *f = arg;
-    size_t panels = f->l->gate_up_panels + f->l->down_panels, panel = i % panels;
+    const pack_layout *l = f->l;
+    size_t items = pack_items(l), first = i % items * PACK_PANELS, end = first + PACK_PANELS;
     const plan_group *g = f->pass.group;
-    while (g->slot != i / panels) g++;
-    if (panel >= f->l->gate_up_panels)
-        pack_down(f->p, f->l, g->expert, panel - f->l->gate_up_panels, packed(f, g));
-    else if (panel * KERNEL_ROWS < g->mid_k)
-        pack_gate_up(f->p, f->l, g->expert, panel, packed(f, g));
+    while (g->slot != i / items) g++;
+    for (size_t panel = first; panel < end && panel < l->gate_up_panels + l->down_panels; panel++)
+        if (panel >= l->gate_up_panels)
+            pack_down(f->p, l, g->expert, panel - l->gate_up_panels, packed(f, g));
+        else if (panel * KERNEL_ROWS < g->mid_k)
+            pack_gate_up(f->p, l, g->expert, panel, packed(f, g));
 }
 
 /* mid[term][rows of the panel] for one group and panel. */
@@ -71,26 +115,51 @@ static void gate_up_panel(void *arg, size_t i)
     kernel_gate_up a = {
         .panel = w,
         .k = f->l->hidden_k,
-        .tokens = g->count,
-        .x = f->x + first,
+        .tiles = hidden_tiles(f, g),
         .gate = pack_gate_rows(f->p, f->l, w),
         .up = pack_up_rows(f->p, f->l, w),
         .point = &f->p->point,
         .mid = f->mid + first * f->plan->scratch.mid_row + panel * KERNEL_ROWS,
         .mid_stride = f->plan->scratch.mid_row,
     };
-    f->kernels->gate_up[f->p->gate_up][f->plan->operand](&a);
+    f->kernels->gate_up[f->p->gate_up][f->plan->hidden_operand](&a);
 }
 
-/* Item: one term of the pass. */
-static void mid_row(void *arg, size_t n)
+/* Item: one term of the pass.  The first of each tile interleaves the hidden rows of all. */
+static void hidden_tile(void *arg, size_t n)
+{
+    forward *f = arg;
+    const plan_group *g = group_of(f, n);
+    kernel_tiles tiles = hidden_tiles(f, g);
+    size_t t = n - place(f, g), bytes = f->plan->scratch.hidden_row;
+    if (g->count == 1 || t % tiles.width != 0) return;
+    const uint32_t *rows[KERNEL_WIDTH];
+    size_t width = g->count - t < tiles.width ? g->count - t : tiles.width;
+    for (size_t i = 0; i < width; i++)
+        rows[i] = (const uint32_t *)(const void *)(f->hidden + term_of(f, g)[t + i].token * bytes);
+    quantize_tile(rows, width, quantize_words(f->plan->hidden_operand, f->l->hidden_k),
+                  (uint32_t *)(void *)(f->hidden_tile + n * bytes));
+}
+
+/* Item: one term of the pass.  The first of each tile makes operand rows of the intermediate rows of all and interleaves them. */
+static void mid_tile(void *arg, size_t n)
 {
     forward *f = arg;
     const plan_scratch *s = &f->plan->scratch;
-    const plan_group *g = f->pass.group;
-    while (n >= place(f, g) + g->count) g++;
-    quantize_mid(f->p, f->mid + n * s->mid_row, g->mid_k, f->operand + n * s->operand_row);
-    f->x[n] = f->operand + n * s->operand_row;
+    const plan_group *g = group_of(f, n);
+    kernel_tiles tiles = mid_tiles(f, g);
+    size_t t = n - place(f, g), bytes = s->mid_operand_row;
+    if (t % tiles.width != 0) return;
+    const uint32_t *rows[KERNEL_WIDTH];
+    size_t width = g->count - t < tiles.width ? g->count - t : tiles.width;
+    for (size_t i = 0; i < width; i++) {
+        uint32_t *row = (uint32_t *)(void *)(f->mid_operand + (n + i) * bytes);
+        quantize_mid(f->p, f->plan->mid_operand, f->mid + (n + i) * s->mid_row, g->mid_k, row);
+        rows[i] = row;
+    }
+    if (g->count > 1)
+        quantize_tile(rows, width, quantize_words(f->plan->mid_operand, g->mid_k),
+                      (uint32_t *)(void *)(f->mid_tile + n * bytes));
 }
 
 /* y[term's row][rows of the panel] for one group and panel. */
@@ -105,13 +174,12 @@ static void down_panel(void *arg, size_t i)
     kernel_down a = {
         .panel = w,
         .k = g->mid_k,
-        .tokens = g->count,
-        .x = f->x + place(f, g),
+        .tiles = mid_tiles(f, g),
         .down = pack_down_rows(f->p, f->l, w),
         .y = rows[0],
         .y_stride = KERNEL_ROWS,
     };
-    f->kernels->down[f->p->down][f->plan->operand](&a);
+    f->kernels->down[f->p->down][f->plan->mid_operand](&a);
     for (size_t n = 0; n < g->count; n++)
         memcpy(f->y + f->plan->term[g->first + n].row * s->y_row + panel * KERNEL_ROWS, rows[n],
                sizeof rows[n]);
@@ -167,13 +235,10 @@ static void store_row(void *arg, size_t t)
 static void run_pass(forward *f)
 {
     const pack_layout *l = f->l;
-    const plan_group *group = f->pass.group;
-    const plan_term *term = f->plan->term + group[0].first;
-    for (size_t n = 0; n < f->pass.terms; n++)
-        f->x[n] = f->hidden + term[n].token * f->plan->scratch.hidden_row;
-    threads_loop(f->pool, f->pass.slots * (l->gate_up_panels + l->down_panels), pack_panel, f);
+    threads_loop(f->pool, f->pass.slots * pack_items(l), pack_panels, f);
+    threads_loop(f->pool, f->pass.terms, hidden_tile, f);
     threads_loop(f->pool, f->pass.groups * l->gate_up_panels, gate_up_panel, f);
-    threads_loop(f->pool, f->pass.terms, mid_row, f);
+    threads_loop(f->pool, f->pass.terms, mid_tile, f);
     threads_loop(f->pool, f->pass.groups * l->down_panels, down_panel, f);
     if (f->p->all_expert) threads_loop(f->pool, l->down_panels, add_pass_panel, f);
 }
@@ -191,11 +256,12 @@ void forward_run(call_plan *plan, const kernel_table *kernels, threads *pool, ui
         .output = output,
         .hidden = scratch + s->hidden,
         .expert = scratch + s->expert,
-        .operand = scratch + s->operand,
+        .hidden_tile = scratch + s->hidden_tile,
+        .mid_operand = scratch + s->mid_operand,
+        .mid_tile = scratch + s->mid_tile,
         .mid = (float *)(void *)(scratch + s->mid),
         .y = (float *)(void *)(scratch + s->y),
         .out = (float *)(void *)(scratch + s->out),
-        .x = (const void **)(void *)(scratch + s->x),
     };
     plan_route(plan, scratch);
     memset(f.out, 0, plan->p->T * s->y_row * sizeof(float));

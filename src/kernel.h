@@ -8,10 +8,8 @@
  * back.  gate_up panels hold the same rows of gate and of up, so that an operand is read once for both.  Rows past the
  * last and k past the last are zero codes.
  *
- *   one line, row r at byte 4 r:     f32   1 k      16-bit  k = 2j, 2j+1      8-bit  k = 4j .. 4j+3
- *                                    4-bit 8 k of nibbles: byte 0 = k0 | k2 << 4, 1 = k4 | k6 << 4, 2 = k1 | k3 << 4,
- *                                    3 = k5 | k7 << 4, so that shifting by 0, 4, 8 and 12 leaves the pair (2j, 2j+1) in
- *                                    the low nibbles of the two 16-bit halves
+ *   one line, row r in the 32 bits at byte 4 r: 1 k of f32, 2 of 16 bits, 4 of 8 bits, 8 of 4 bits.  Even k fill the low
+ *   16 bits from the bottom, odd k the high 16 bits, so that a shift leaves a pair (2j, 2j+1) at the bottom of the two halves.
  *
  *   plain panel      lines j = 0, 1, ...: gate line j, up line j (gate_up), or line j (down)
  *   MX panel         groups of KERNEL_SCALE_LINE / (16 * matrices) blocks, 2 (gate_up) or 4 (down): a line of scale bytes
@@ -20,21 +18,25 @@
  *
  * k and the blocks are those of docs/numerics.md section 3, in its order.
  *
- * OPERANDS.  A row of one token (or of one token and expert, for the down product), KERNEL_ALIGN-aligned:
+ * OPERANDS.  The rows x of one token (or of one token and expert, for the down product) are made of 32-bit words:
  *   OPERAND_F32    k floats, k even, zero past the last
- *   OPERAND_INT8   k codes (k a multiple of 32), then k / 32 floats: the block scales */
+ *   OPERAND_BF16   k / 2 words: k = 2j in the low half, 2j+1 in the high half
+ *   OPERAND_INT8   k / 4 words of codes, in each 8 k the words k0 k4 k1 k5 and k2 k6 k3 k7 as the nibbles of a 4-bit line
+ *                  lie; k / 32 floats, half the block's scale; k / 32 int32, -12 times the sum of the block's codes
+ * A tile is the rows of `width` tokens, word by word: word n of token t is at [n * width + t].  KERNEL_ALIGN-aligned. */
 #ifndef MOE_KERNEL_H
 #define MOE_KERNEL_H
 
 #include <moe_tkg.h>
 
 enum {
-    KERNEL_ROWS = 16,   /* output rows of a panel */
-    KERNEL_LINE = 64,   /* bytes of a line: 4 for each row */
-    KERNEL_ALIGN = 64,  /* of panels, operands and f32 rows */
-    KERNEL_BLOCK = 32,  /* k of an MX block */
-    KERNEL_PLAIN = 512, /* k of a plain block */
-    KERNEL_TOKENS = 128 /* operand rows that one kernel call takes at most */
+    KERNEL_ROWS = 16,    /* output rows of a panel */
+    KERNEL_LINE = 64,    /* bytes of a line: 4 for each row */
+    KERNEL_ALIGN = 64,   /* of panels, operands and f32 rows */
+    KERNEL_BLOCK = 32,   /* k of an MX block */
+    KERNEL_PLAIN = 512,  /* k of a plain block */
+    KERNEL_TOKENS = 128, /* tokens that one kernel call takes at most */
+    KERNEL_WIDTH = 12    /* tokens of the widest tile */
 };
 
 /* Element formats.  MX ones have an e8m0 scale for each KERNEL_BLOCK k of a row. */
@@ -49,7 +51,21 @@ typedef enum kernel_format {
     FORMAT_COUNT
 } kernel_format;
 
-typedef enum kernel_operand { OPERAND_F32, OPERAND_INT8, OPERAND_COUNT } kernel_operand;
+typedef enum kernel_operand {
+    OPERAND_F32,
+    OPERAND_BF16,
+    OPERAND_INT8,
+    OPERAND_COUNT
+} kernel_operand;
+
+/* The operands of the tokens of one expert: tiles of `width` tokens, the last of what is left, each tile_bytes after the one
+ * before. */
+typedef struct kernel_tiles {
+    const uint8_t *x;
+    size_t tokens; /* 1 .. KERNEL_TOKENS */
+    size_t width;  /* 1 .. KERNEL_WIDTH */
+    size_t tile_bytes;
+} kernel_tiles;
 
 /* What happens between the sums and m.  Limits that are not given are infinite; up_offset -0 adds nothing. */
 typedef struct kernel_point {
@@ -66,9 +82,8 @@ typedef struct kernel_rows {
 /* mid[n][r] = act(gate[r] . x[n]) * (up[r] . x[n])     for n < tokens, r < KERNEL_ROWS */
 typedef struct kernel_gate_up {
     const uint8_t *panel;
-    size_t k;             /* plain: padded to even; MX: a multiple of KERNEL_BLOCK */
-    size_t tokens;        /* 1 .. KERNEL_TOKENS */
-    const void *const *x; /* [tokens] operand rows */
+    size_t k; /* plain: padded to even; MX: a multiple of KERNEL_BLOCK */
+    kernel_tiles tiles;
     kernel_rows gate, up;
     const kernel_point *point;
     float *mid;        /* row n at mid + n * mid_stride */
@@ -79,8 +94,7 @@ typedef struct kernel_gate_up {
 typedef struct kernel_down {
     const uint8_t *panel;
     size_t k;
-    size_t tokens;
-    const void *const *x;
+    kernel_tiles tiles;
     kernel_rows down;
     float *y;
     size_t y_stride;
@@ -93,11 +107,16 @@ typedef void kernel_down_fn(const kernel_down *a);
 
 typedef struct kernel_table {
     const char *isa;
+    size_t width; /* of the widest tile that its kernels like, at most KERNEL_WIDTH */
     kernel_gate_up_fn *gate_up[FORMAT_COUNT][OPERAND_COUNT];
     kernel_down_fn *down[FORMAT_COUNT][OPERAND_COUNT];
 } kernel_table;
 
 extern const kernel_table kernel_table_scalar;
+#if defined(__x86_64__)
+extern const kernel_table kernel_table_avx2, kernel_table_avx512, kernel_table_avx512vnni,
+    kernel_table_avx512bf16;
+#endif
 
 static inline int kernel_is_mx(kernel_format f)
 {

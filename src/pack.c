@@ -1,23 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* pack.c - from the operator's tensors to panels: the only writer of the packed layout (kernel.h).
  *
- * Every source is read as src[base(k) + column(row)]: the layouts of the operator differ only in these two.  Codes are moved, never
- * decoded. */
+ * Every source is read as src[base(k) + column(row)]: the layouts of the operator differ only in these two.  Codes are moved,
+ * never decoded. */
 #include "pack.h"
 
 #include "axis.h"
 #include "checked.h"
 
-/* A matrix as a panel sees it: KERNEL_ROWS columns of the source, AXIS_PAD for a row that has none. */
+/* A matrix as a panel sees it: the column of the source for each row, with mask 0 (and column 0) for a row that has none. */
 typedef struct columns {
     size_t at[KERNEL_ROWS];
+    uint32_t mask[KERNEL_ROWS];
 } columns;
-
-/* Where the k-th term lies: element base + column, bits shift and up of it. */
-typedef struct term {
-    size_t base;
-    unsigned shift;
-} term;
 
 typedef struct source {
     const problem *p;
@@ -25,28 +20,35 @@ typedef struct source {
     bool down;
 } source;
 
-static term source_term(const source *s, size_t k)
+/* Element (term k, column 0) of plain weights. */
+static size_t plain_base(const source *s, size_t k)
 {
     const problem *p = s->p;
-    if (!p->mx) {
-        size_t base = s->down ? (s->e * p->I + k) * p->H : ((s->e * p->H + k) * 2 + s->g) * p->I;
-        return (term){base, 0};
-    }
-    unsigned bits = (unsigned)kernel_bits(s->down ? p->down : p->gate_up);
-    axis_place a = axis_place_of(k, s->down ? p->lanes_p : 128);
-    size_t base = s->down ? ((s->e * p->lanes_p + a.partition) * p->tiles_i + a.tile) * p->H
-                          : (((s->e * 128 + a.partition) * 2 + s->g) * p->tiles_h + a.tile) * p->I;
-    return (term){base, (unsigned)a.q * bits};
+    return s->down ? (s->e * p->I + k) * p->H : ((s->e * p->H + k) * 2 + s->g) * p->I;
 }
 
-/* Base of the scale bytes of the block whose first term is k. */
-static size_t source_scale(const source *s, size_t k)
+/* Word (partition of a block's first term, column 0) of MX weights, and the words from one partition to the next. */
+static size_t mx_base(const source *s, axis_place a, size_t *stride)
 {
     const problem *p = s->p;
-    axis_place a = axis_place_of(k, s->down ? p->lanes_p : 128);
+    *stride = s->down ? p->tiles_i * p->H : 2 * p->tiles_h * p->I;
+    if (s->down) return ((s->e * p->lanes_p + a.partition) * p->tiles_i + a.tile) * p->H;
+    return (((s->e * 128 + a.partition) * 2 + s->g) * p->tiles_h + a.tile) * p->I;
+}
+
+/* Base of the scale bytes of a block. */
+static size_t scale_base(const source *s, axis_place a)
+{
+    const problem *p = s->p;
     size_t b = a.partition / 8;
     if (s->down) return ((s->e * (p->lanes_p / 8) + b) * p->tiles_i + a.tile) * p->H;
     return (((s->e * 16 + b) * 2 + s->g) * p->tiles_h + a.tile) * p->I;
+}
+
+static void set_column(columns *c, size_t r, size_t at)
+{
+    c->at[r] = at == AXIS_PAD ? 0 : at;
+    c->mask[r] = at == AXIS_PAD ? 0 : UINT32_MAX;
 }
 
 /* Rows 16 panel .. of the intermediate are columns i of gate and up; those of the output columns h of down. */
@@ -55,10 +57,8 @@ static columns gate_up_columns(const problem *p, size_t panel)
     columns c;
     for (size_t r = 0; r < KERNEL_ROWS; r++) {
         size_t row = panel * KERNEL_ROWS + r;
-        if (p->mx)
-            c.at[r] = axis_i(p, axis_place_of(row, p->lanes_p));
-        else
-            c.at[r] = row < p->I ? row : AXIS_PAD;
+        size_t i = row < p->I ? row : AXIS_PAD;
+        set_column(&c, r, p->mx ? axis_i(p, axis_place_of(row, p->lanes_p)) : i);
     }
     return c;
 }
@@ -68,60 +68,68 @@ static columns down_columns(const problem *p, size_t panel)
     columns c;
     for (size_t r = 0; r < KERNEL_ROWS; r++) {
         size_t row = panel * KERNEL_ROWS + r;
-        c.at[r] = row < p->H ? row : AXIS_PAD;
+        set_column(&c, r, row < p->H ? row : AXIS_PAD);
     }
     return c;
 }
 
 /* ---- lines ----------------------------------------------------------------------------------------------------------- */
 
-/* The code of bits bits at element i of src; x4: elements are words of four codes. */
-static inline uint32_t load(const void *src, size_t i, unsigned bits, bool x4, unsigned shift)
+static inline uint32_t load(const void *src, size_t i, unsigned bits)
 {
-    unsigned width = x4 ? 4 * bits : bits;
-    uint32_t word = width == 8    ? ((const uint8_t *)src)[i]
-                    : width == 16 ? ((const uint16_t *)src)[i]
-                                  : ((const uint32_t *)src)[i];
-    return bits == 32 ? word : word >> shift & ((1u << bits) - 1);
+    return bits == 8    ? ((const uint8_t *)src)[i]
+           : bits == 16 ? ((const uint16_t *)src)[i]
+                        : ((const uint32_t *)src)[i];
 }
 
 /* Where term k lies in the 32 bits that a row has in a line. */
 static inline unsigned place(size_t k, unsigned bits)
 {
-    if (bits == 4) return (unsigned)(k & 1) * 16 + (unsigned)(k >> 1 & 3) * 4;
-    return (unsigned)k * bits % 32;
+    return bits == 32 ? 0 : (unsigned)(k & 1) * 16 + (unsigned)(k >> 1) * bits;
 }
 
-/* Terms [k0, k1) of one matrix, and a zero term if they are odd in number, as lines at dst, dst + stride, ... */
-static inline void write_lines(const source *s, const void *src, const columns *c, size_t k0,
-                               size_t k1, unsigned bits, bool x4, uint8_t *dst, size_t stride)
+/* The k terms of one plain matrix, and a zero term if they are odd in number, as lines at dst, dst + stride, ... */
+static inline void write_plain(const source *s, const void *src, const columns *c, size_t k,
+                               unsigned bits, uint8_t *dst, size_t stride)
 {
-    const size_t line_k = 32 / bits, even = k1 + (k1 - k0) % 2;
-    for (size_t k = k0; k < even; dst += stride) {
+    for (size_t first = 0; first < k + k % 2; first += 32 / bits, dst += stride) {
         uint32_t line[KERNEL_ROWS] = {0};
-        for (size_t n = 0; n < line_k; n++, k++) {
-            if (k >= k1) continue;
-            term t = source_term(s, k);
-            unsigned at = place(n, bits);
+        for (size_t n = 0; n < 32 / bits && first + n < k; n++) {
+            size_t base = plain_base(s, first + n);
             for (size_t r = 0; r < KERNEL_ROWS; r++)
-                if (c->at[r] != AXIS_PAD)
-                    line[r] |= load(src, t.base + c->at[r], bits, x4, t.shift) << at;
+                line[r] |= (load(src, base + c->at[r], bits) & c->mask[r]) << place(n, bits);
         }
         memcpy(dst, line, sizeof line);
     }
 }
 
-static void write_format(const source *s, const void *src, const columns *c, size_t k0, size_t k1,
-                         kernel_format f, uint8_t *dst, size_t stride)
+/* One block of one MX matrix: 8 partitions of words of four codes.  Term k = 8 q + partition is at position q of its word. */
+static inline void write_block(const source *s, const void *src, const columns *c, axis_place first,
+                               unsigned bits, uint8_t *dst, size_t stride)
 {
-    switch (f) {
-    case FORMAT_F32: write_lines(s, src, c, k0, k1, 32, false, dst, stride); break;
-    case FORMAT_BF16:
-    case FORMAT_F16: write_lines(s, src, c, k0, k1, 16, false, dst, stride); break;
-    case FORMAT_E4M3_IEEE:
-    case FORMAT_E4M3FN: write_lines(s, src, c, k0, k1, 8, false, dst, stride); break;
-    case FORMAT_MXFP8: write_lines(s, src, c, k0, k1, 8, true, dst, stride); break;
-    default: write_lines(s, src, c, k0, k1, 4, true, dst, stride); break;
+    size_t words, base = mx_base(s, first, &words);
+    uint32_t word[8][KERNEL_ROWS];
+    for (size_t n = 0; n < 8; n++, base += words)
+        for (size_t r = 0; r < KERNEL_ROWS; r++)
+            word[n][r] = load(src, base + c->at[r], 4 * bits) & c->mask[r];
+    const size_t line_k = 32 / bits;
+    for (size_t k = 0; k < KERNEL_BLOCK; k += line_k, dst += stride) {
+        uint32_t line[KERNEL_ROWS] = {0};
+        unsigned shift = (unsigned)(k / 8) * bits;
+        for (size_t n = 0; n < line_k; n++)
+            for (size_t r = 0; r < KERNEL_ROWS; r++)
+                line[r] |= (word[k % 8 + n][r] >> shift & ((1u << bits) - 1)) << place(n, bits);
+        memcpy(dst, line, sizeof line);
+    }
+}
+
+static void write_plain_matrix(const source *s, const void *src, const columns *c, size_t k,
+                               kernel_format f, uint8_t *dst, size_t stride)
+{
+    switch (kernel_bits(f)) {
+    case 8: write_plain(s, src, c, k, 8, dst, stride); break;
+    case 16: write_plain(s, src, c, k, 16, dst, stride); break;
+    default: write_plain(s, src, c, k, 32, dst, stride); break;
     }
 }
 
@@ -130,24 +138,25 @@ static void write_panel(source s, const moe_tensor *weights, const moe_tensor *s
                         const columns *c, kernel_format f, size_t matrices, size_t k,
                         uint8_t *panel)
 {
+    size_t stride = matrices * KERNEL_LINE;
     if (!kernel_is_mx(f)) {
         for (s.g = 0; s.g < matrices; s.g++)
-            write_format(&s, weights->data, c, 0, k, f, panel + s.g * KERNEL_LINE,
-                         matrices * KERNEL_LINE);
+            write_plain_matrix(&s, weights->data, c, k, f, panel + s.g * KERNEL_LINE, stride);
         return;
     }
-    size_t blocks = k / KERNEL_BLOCK, group = kernel_group(matrices);
-    for (size_t n = 0; n < blocks; n++) {
-        uint8_t *lines = panel + kernel_block_at(f, matrices, n);
+    for (size_t n = 0; n < k / KERNEL_BLOCK; n++) {
+        axis_place first = axis_place_of(n * KERNEL_BLOCK, s.down ? s.p->lanes_p : 128);
         uint8_t *scale = panel + kernel_scale_at(f, matrices, n);
-        if (n % group == 0) memset(scale, 127, KERNEL_LINE);
-        for (s.g = 0; s.g < matrices; s.g++) {
-            write_format(&s, weights->data, c, n * KERNEL_BLOCK, (n + 1) * KERNEL_BLOCK, f,
-                         lines + s.g * KERNEL_LINE, matrices * KERNEL_LINE);
-            const uint8_t *bytes =
-                (const uint8_t *)scales->data + source_scale(&s, n * KERNEL_BLOCK);
+        if (n % kernel_group(matrices) == 0) memset(scale, 127, KERNEL_LINE);
+        for (s.g = 0; s.g < matrices; s.g++, scale += KERNEL_ROWS) {
+            uint8_t *lines = panel + kernel_block_at(f, matrices, n) + s.g * KERNEL_LINE;
+            if (f == FORMAT_MXFP4)
+                write_block(&s, weights->data, c, first, 4, lines, stride);
+            else
+                write_block(&s, weights->data, c, first, 8, lines, stride);
+            const uint8_t *bytes = (const uint8_t *)scales->data + scale_base(&s, first);
             for (size_t r = 0; r < KERNEL_ROWS; r++)
-                if (c->at[r] != AXIS_PAD) scale[s.g * KERNEL_ROWS + r] = bytes[c->at[r]];
+                if (c->mask[r] != 0) scale[r] = bytes[c->at[r]];
         }
     }
 }
@@ -163,7 +172,7 @@ static bool has_row_scale(const problem *p)
 static float *write_row(float *dst, const moe_tensor *t, size_t base, const columns *c, bool one)
 {
     for (size_t r = 0; r < KERNEL_ROWS; r++)
-        dst[r] = c->at[r] == AXIS_PAD ? 0.0f : problem_float(t, base + (one ? 0 : c->at[r]));
+        dst[r] = c->mask[r] == 0 ? 0.0f : problem_float(t, base + (one ? 0 : c->at[r]));
     return dst + KERNEL_ROWS;
 }
 

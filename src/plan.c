@@ -28,30 +28,39 @@ static size_t smaller(size_t a, size_t b)
     return a < b ? a : b;
 }
 
-bool plan_size(const problem *p, call_plan *plan)
+static size_t row_bytes(kernel_operand o, size_t k)
+{
+    size_t bytes = quantize_words(o, k) * sizeof(uint32_t);
+    return (bytes + KERNEL_ALIGN - 1) / KERNEL_ALIGN * KERNEL_ALIGN;
+}
+
+bool plan_size(const problem *p, const kernel_table *kernels, call_plan *plan)
 {
     plan_scratch *s = &plan->scratch;
     pack_layout *l = &plan->layout;
     size_t terms;
     memset(plan, 0, sizeof *plan);
     plan->p = p;
-    plan->operand = quantize_operand(p);
+    plan->hidden_operand = quantize_hidden_operand(p, kernels);
+    plan->mid_operand = quantize_mid_operand(p, kernels);
+    plan->tile_width = kernels->width;
     if (!pack_layout_of(p, l) || !checked_mul(p->T, p->all_expert ? p->E_L : p->K, &terms))
         return false;
     plan->pass_terms = smaller(terms, PASS_TERMS);
     plan->pass_slots = smaller(smaller(p->E_L, plan->pass_terms), 1 + PASS_PACKED / l->bytes);
-    s->hidden_row = quantize_bytes(plan->operand, l->hidden_k);
+    s->hidden_row = row_bytes(plan->hidden_operand, l->hidden_k);
     s->mid_row = l->gate_up_panels * KERNEL_ROWS;
-    s->operand_row = quantize_bytes(plan->operand, l->mid_k);
+    s->mid_operand_row = row_bytes(plan->mid_operand, l->mid_k);
     s->y_row = l->down_panels * KERNEL_ROWS;
     size_t y_rows = p->all_expert ? plan->pass_terms : terms;
     return reserve(s, p->T, s->hidden_row, &s->hidden) &&
            reserve(s, plan->pass_slots, l->bytes, &s->expert) &&
            reserve(s, plan->pass_terms, s->mid_row * sizeof(float), &s->mid) &&
-           reserve(s, plan->pass_terms, s->operand_row, &s->operand) &&
+           reserve(s, plan->pass_terms, s->hidden_row, &s->hidden_tile) &&
+           reserve(s, plan->pass_terms, s->mid_operand_row, &s->mid_operand) &&
+           reserve(s, plan->pass_terms, s->mid_operand_row, &s->mid_tile) &&
            reserve(s, y_rows, s->y_row * sizeof(float), &s->y) &&
            reserve(s, p->T, s->y_row * sizeof(float), &s->out) &&
-           reserve(s, plan->pass_terms, sizeof(void *), &s->x) &&
            reserve(s, terms, sizeof(plan_term), &s->term) &&
            reserve(s, smaller(terms, terms / KERNEL_TOKENS + p->E_L), sizeof(plan_group),
                    &s->group) &&

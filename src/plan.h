@@ -29,23 +29,25 @@ typedef struct plan_pass {
 
 /* The scratch of one call: offsets into one block of memory, KERNEL_ALIGN each. */
 typedef struct plan_scratch {
-    size_t hidden, hidden_row;   /* operand rows of all tokens; bytes of one */
-    size_t expert;               /* packed experts of a pass */
-    size_t mid, mid_row;         /* f32 intermediate of a pass's terms; floats of a row */
-    size_t operand, operand_row; /* the same as operands of the down product */
-    size_t y,
-        y_row; /* f32 y rows: of all terms (selective) or of a pass (all-expert); floats of a row */
-    size_t out;         /* f32 sums [T][y_row] */
-    size_t x;           /* operand pointers of a pass's terms */
-    size_t term, group; /* the two lists */
-    size_t begin;       /* counting sort: E_L + 1 */
+    size_t hidden, hidden_row; /* operand rows of all tokens; bytes of one */
+    size_t hidden_tile;        /* the same as tiles of a pass's groups */
+    size_t expert;             /* packed experts of a pass */
+    size_t mid, mid_row;       /* f32 intermediate of a pass's terms; floats of a row */
+    size_t mid_operand;        /* the same as operand rows of the down product */
+    size_t mid_operand_row;    /* bytes of one */
+    size_t mid_tile;           /* the same as tiles */
+    size_t y, y_row;           /* f32 y rows, of all terms or (all-expert) of a pass; floats of a row */
+    size_t out;                /* f32 sums [T][y_row] */
+    size_t term, group;        /* the two lists */
+    size_t begin;              /* counting sort: E_L + 1 */
     size_t bytes;
 } plan_scratch;
 
 typedef struct call_plan {
     const problem *p;
     pack_layout layout;
-    kernel_operand operand;
+    kernel_operand hidden_operand, mid_operand;
+    size_t tile_width; /* of the widest tile */
     plan_scratch scratch;
     size_t pass_terms, pass_slots; /* most terms and packed experts of one pass */
     plan_term *term;
@@ -55,7 +57,7 @@ typedef struct call_plan {
 
 /* Sizes the scratch of a call.  Depends on dimensions and modes alone, so that equal calls need equal scratch.  False if a
  * size does not fit. */
-bool plan_size(const problem *p, call_plan *plan);
+bool plan_size(const problem *p, const kernel_table *kernels, call_plan *plan);
 
 /* Reads the routing and fills the lists, which lie in memory (plan->scratch.bytes). */
 void plan_route(call_plan *plan, uint8_t *memory);

@@ -9,15 +9,44 @@
 
 enum { CODE_NAN = 0x7F };
 
-kernel_operand quantize_operand(const problem *p)
+/* ---- operands -------------------------------------------------------------------------------------------------------- */
+
+/* Whether m is rounded to bf16: hidden is, and the down weights are exact in bf16. */
+static bool rounds_mid(const problem *p)
 {
-    return p->act == MOE_ACT_INT8 ? OPERAND_INT8 : OPERAND_F32;
+    return p->act == MOE_ACT_EXACT && p->hidden == MOE_BF16 && p->down != FORMAT_F16 &&
+           p->down != FORMAT_F32;
 }
 
-size_t quantize_bytes(kernel_operand o, size_t k)
+/* bf16 operands lose nothing if `exact` says that every value is one, and need kernels that take them. */
+static kernel_operand operand(const problem *p, bool exact, bool kernel)
 {
-    size_t bytes = o == OPERAND_INT8 ? k + k / KERNEL_BLOCK * sizeof(float) : k * sizeof(float);
-    return (bytes + KERNEL_ALIGN - 1) / KERNEL_ALIGN * KERNEL_ALIGN;
+    if (p->act == MOE_ACT_INT8) return OPERAND_INT8;
+    return exact && kernel ? OPERAND_BF16 : OPERAND_F32;
+}
+
+kernel_operand quantize_hidden_operand(const problem *p, const kernel_table *kernels)
+{
+    bool exact = p->hidden == MOE_BF16 || p->prequantised || p->act == MOE_ACT_MXFP8;
+    return operand(p, exact, kernels->gate_up[p->gate_up][OPERAND_BF16] != NULL);
+}
+
+kernel_operand quantize_mid_operand(const problem *p, const kernel_table *kernels)
+{
+    bool exact = rounds_mid(p) || p->act == MOE_ACT_MXFP8;
+    return operand(p, exact, kernels->down[p->down][OPERAND_BF16] != NULL);
+}
+
+size_t quantize_words(kernel_operand o, size_t k)
+{
+    if (o == OPERAND_INT8) return k / 4 + k / KERNEL_BLOCK * 2;
+    return o == OPERAND_BF16 ? k / 2 : k;
+}
+
+void quantize_tile(const uint32_t *const *rows, size_t width, size_t words, uint32_t *tile)
+{
+    for (size_t n = 0; n < words; n++)
+        for (size_t t = 0; t < width; t++) tile[n * width + t] = rows[t][n];
 }
 
 /* ---- one block ------------------------------------------------------------------------------------------------------- */
@@ -69,19 +98,41 @@ static float mxfp8_value(uint8_t code, uint8_t scale)
     return num_from_e4m3fn(code) * num_e8m0_low(scale) * num_e8m0(scale);
 }
 
-/* One block of an operand row from its 32 values. */
-static void put_block(moe_act_mode act, const float *v, size_t block, size_t k, void *row)
+/* v: what MXFP8 makes of it. */
+static void round_mxfp8(float *v)
 {
-    if (act == MOE_ACT_INT8) {
-        int8_t *codes = row;
-        float *scales = (float *)(void *)(codes + k);
-        scales[block] = quantize_int8(v, codes + block * KERNEL_BLOCK);
-        return;
-    }
     uint8_t code[KERNEL_BLOCK];
     uint8_t scale = quantize_mxfp8(v, code);
-    float *dst = (float *)row + block * KERNEL_BLOCK;
-    for (size_t i = 0; i < KERNEL_BLOCK; i++) dst[i] = mxfp8_value(code[i], scale);
+    for (size_t i = 0; i < KERNEL_BLOCK; i++) v[i] = mxfp8_value(code[i], scale);
+}
+
+/* Block number `block` of an int8 operand row. */
+static void put_int8(const float *v, size_t block, size_t k, uint32_t *row)
+{
+    static const uint8_t order[8] = {0, 4, 1, 5,
+                                     2, 6, 3, 7}; /* as the nibbles of a line lie: kernel.h */
+    int8_t q[KERNEL_BLOCK];
+    float half = quantize_int8(v, q) * 0.5f;
+    int32_t sum = 0;
+    uint8_t *codes = (uint8_t *)(row + block * (KERNEL_BLOCK / 4));
+    for (size_t i = 0; i < KERNEL_BLOCK; i++) {
+        codes[i] = (uint8_t)q[i / 8 * 8 + order[i % 8]];
+        sum += q[i];
+    }
+    sum *= -12;
+    memcpy(row + k / 4 + block, &half, sizeof half);
+    memcpy(row + k / 4 + k / KERNEL_BLOCK + block, &sum, sizeof sum);
+}
+
+/* Terms [first, first + n) of an f32 or bf16 operand row; n is even. */
+static void put(kernel_operand o, const float *v, size_t first, size_t n, uint32_t *row)
+{
+    if (o == OPERAND_F32) {
+        memcpy(row + first, v, n * sizeof *v);
+        return;
+    }
+    for (size_t i = 0; i < n; i += 2)
+        row[(first + i) / 2] = num_bits(v[i]) >> 16 | (num_bits(v[i + 1]) & 0xFFFF0000u);
 }
 
 /* ---- hidden ---------------------------------------------------------------------------------------------------------- */
@@ -107,38 +158,38 @@ static float operand_at(const problem *p, size_t t, size_t k)
     return problem_float(x, axis_row_element(p, x->layout == MOE_LAYOUT_SBUF, t, h));
 }
 
-void quantize_hidden(const problem *p, size_t t, size_t k, void *dst)
+void quantize_hidden(const problem *p, kernel_operand o, size_t t, size_t k, uint32_t *row)
 {
-    if (p->act == MOE_ACT_EXACT || (p->act == MOE_ACT_MXFP8 && p->prequantised)) {
-        for (size_t i = 0; i < k; i++) ((float *)dst)[i] = operand_at(p, t, i);
-        return;
-    }
-    for (size_t block = 0; block < k / KERNEL_BLOCK; block++) {
+    for (size_t first = 0; first < k; first += KERNEL_BLOCK) {
+        size_t n = k - first < KERNEL_BLOCK ? k - first : KERNEL_BLOCK;
         float v[KERNEL_BLOCK];
-        for (size_t i = 0; i < KERNEL_BLOCK; i++) v[i] = operand_at(p, t, block * KERNEL_BLOCK + i);
-        put_block(p->act, v, block, k, dst);
+        for (size_t i = 0; i < n; i++) v[i] = operand_at(p, t, first + i);
+        if (o == OPERAND_INT8) {
+            put_int8(v, first / KERNEL_BLOCK, k, row);
+            continue;
+        }
+        if (p->act == MOE_ACT_MXFP8 && !p->prequantised) round_mxfp8(v);
+        put(o, v, first, n, row);
     }
 }
 
 /* ---- intermediate ---------------------------------------------------------------------------------------------------- */
 
-/* Whether m is rounded to bf16: hidden is, and the down weights are exact in bf16. */
-static bool rounds_mid(const problem *p)
+void quantize_mid(const problem *p, kernel_operand o, const float *m, size_t k, uint32_t *row)
 {
-    return p->hidden == MOE_BF16 && p->down != FORMAT_F16 && p->down != FORMAT_F32;
-}
-
-void quantize_mid(const problem *p, const float *m, size_t k, void *dst)
-{
-    if (p->act != MOE_ACT_EXACT) {
-        for (size_t block = 0; block < k / KERNEL_BLOCK; block++)
-            put_block(p->act, m + block * KERNEL_BLOCK, block, k, dst);
-        return;
-    }
-    float *row = dst;
     bool rounds = rounds_mid(p);
-    for (size_t i = 0; i < k; i++) {
-        float v = p->mx || i < p->I ? m[i] : 0.0f;
-        row[i] = rounds ? num_from_bf16(num_to_bf16(v)) : v;
+    for (size_t first = 0; first < k; first += KERNEL_BLOCK) {
+        size_t n = k - first < KERNEL_BLOCK ? k - first : KERNEL_BLOCK;
+        float v[KERNEL_BLOCK];
+        for (size_t i = 0; i < n; i++) {
+            v[i] = p->mx || first + i < p->I ? m[first + i] : 0.0f; /* past I: padding to even */
+            if (rounds) v[i] = num_from_bf16(num_to_bf16(v[i]));
+        }
+        if (o == OPERAND_INT8) {
+            put_int8(v, first / KERNEL_BLOCK, k, row);
+            continue;
+        }
+        if (p->act == MOE_ACT_MXFP8) round_mxfp8(v);
+        put(o, v, first, n, row);
     }
 }

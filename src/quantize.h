@@ -5,17 +5,21 @@
 
 #include "problem.h"
 
-/* Which operand the call's mode makes of hidden and of the intermediate. */
-kernel_operand quantize_operand(const problem *p);
+/* Which operand the call's mode and the kernels make of hidden and of the intermediate. */
+kernel_operand quantize_hidden_operand(const problem *p, const kernel_table *kernels);
+kernel_operand quantize_mid_operand(const problem *p, const kernel_table *kernels);
 
-/* Bytes of an operand row of k terms, a multiple of KERNEL_ALIGN. */
-size_t quantize_bytes(kernel_operand o, size_t k);
+/* Words of an operand row of k terms. */
+size_t quantize_words(kernel_operand o, size_t k);
 
-/* dst: the operand row of token t, k (even) terms. */
-void quantize_hidden(const problem *p, size_t t, size_t k, void *dst);
+/* row: the operand row of token t, k (even) terms. */
+void quantize_hidden(const problem *p, kernel_operand o, size_t t, size_t k, uint32_t *row);
 
-/* dst: the operand row of an intermediate row m of k terms in the order of the down product. */
-void quantize_mid(const problem *p, const float *m, size_t k, void *dst);
+/* row: the operand row of an intermediate row m of k terms in the order of the down product. */
+void quantize_mid(const problem *p, kernel_operand o, const float *m, size_t k, uint32_t *row);
+
+/* tile: `width` rows, row_words apart, interleaved word by word. */
+void quantize_tile(const uint32_t *const *rows, size_t width, size_t words, uint32_t *tile);
 
 /* One block of 32 as MXFP8: fills code, returns the scale byte. */
 uint8_t quantize_mxfp8(const float *v, uint8_t *code);

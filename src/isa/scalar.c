@@ -15,12 +15,8 @@ typedef float panel_sums[2][KERNEL_TOKENS][KERNEL_ROWS];
 /* The code of row r and term n of the line, its 32 bits being word. */
 static inline uint32_t code_of(uint32_t word, size_t n, kernel_format f)
 {
-    switch (kernel_bits(f)) {
-    case 4: return word >> ((n & 1) * 16 + (n >> 1) * 4) & 15;
-    case 8: return word >> n * 8 & 255;
-    case 16: return word >> n * 16 & 65535;
-    default: return word;
-    }
+    size_t bits = kernel_bits(f);
+    return bits == 32 ? word : word >> ((n & 1) * 16 + (n >> 1) * bits) & ((1u << bits) - 1);
 }
 
 static inline float value_of(uint32_t code, kernel_format f)
@@ -51,6 +47,12 @@ static inline void widen(const uint8_t *lines, size_t stride, size_t k, kernel_f
 
 /* ---- dot products ---------------------------------------------------------------------------------------------------- */
 
+/* Tiles are one token wide here: a tile is a row. */
+static inline const void *row_of(const kernel_tiles *tiles, size_t t)
+{
+    return tiles->x + t * tiles->tile_bytes;
+}
+
 /* acc[r] = sum over k (even) of x[k] w[k][r]: the odd term of a pair first. */
 static inline void block_dot(const float *x, size_t k, float w[][KERNEL_ROWS], float *acc)
 {
@@ -63,8 +65,8 @@ static inline void block_dot(const float *x, size_t k, float w[][KERNEL_ROWS], f
 }
 
 /* Plain weights: blocks of 512, each block's dot from +0, added left to right. */
-static inline void plain_sums(const uint8_t *panel, size_t matrices, size_t k, size_t tokens,
-                              const void *const *x, kernel_format f, block_weights w,
+static inline void plain_sums(const uint8_t *panel, size_t matrices, size_t k,
+                              const kernel_tiles *tiles, kernel_format f, block_weights w,
                               panel_sums sum)
 {
     size_t stride = matrices * KERNEL_LINE;
@@ -73,9 +75,9 @@ static inline void plain_sums(const uint8_t *panel, size_t matrices, size_t k, s
         const uint8_t *lines = panel + first / kernel_line_k(f) * stride;
         for (size_t m = 0; m < matrices; m++) {
             widen(lines + m * KERNEL_LINE, stride, n, f, w[m]);
-            for (size_t t = 0; t < tokens; t++) {
+            for (size_t t = 0; t < tiles->tokens; t++) {
                 float acc[KERNEL_ROWS];
-                block_dot((const float *)x[t] + first, n, w[m], acc);
+                block_dot((const float *)row_of(tiles, t) + first, n, w[m], acc);
                 for (size_t r = 0; r < KERNEL_ROWS; r++) sum[m][t][r] += acc[r];
             }
         }
@@ -83,17 +85,19 @@ static inline void plain_sums(const uint8_t *panel, size_t matrices, size_t k, s
 }
 
 /* MX weights: the dot of each block of 32 from +0, scaled into the sum by one fma. */
-static inline void mx_sums(const uint8_t *panel, size_t matrices, size_t k, size_t tokens,
-                           const void *const *x, kernel_format f, block_weights w, panel_sums sum)
+static inline void mx_sums(const uint8_t *panel, size_t matrices, size_t k,
+                           const kernel_tiles *tiles, kernel_format f, block_weights w,
+                           panel_sums sum)
 {
     for (size_t n = 0; n < k / KERNEL_BLOCK; n++) {
         const uint8_t *lines = panel + kernel_block_at(f, matrices, n);
         const uint8_t *scale = panel + kernel_scale_at(f, matrices, n);
         for (size_t m = 0; m < matrices; m++, scale += KERNEL_ROWS) {
             widen(lines + m * KERNEL_LINE, matrices * KERNEL_LINE, KERNEL_BLOCK, f, w[m]);
-            for (size_t t = 0; t < tokens; t++) {
+            for (size_t t = 0; t < tiles->tokens; t++) {
                 float acc[KERNEL_ROWS];
-                block_dot((const float *)x[t] + n * KERNEL_BLOCK, KERNEL_BLOCK, w[m], acc);
+                block_dot((const float *)row_of(tiles, t) + n * KERNEL_BLOCK, KERNEL_BLOCK, w[m],
+                          acc);
                 for (size_t r = 0; r < KERNEL_ROWS; r++)
                     sum[m][t][r] =
                         fmaf(acc[r] * num_e8m0_low(scale[r]), num_e8m0(scale[r]), sum[m][t][r]);
@@ -102,10 +106,12 @@ static inline void mx_sums(const uint8_t *panel, size_t matrices, size_t k, size
     }
 }
 
-/* MXFP4 weights and int8 operands: each block's dot is an exact integer of twice the e2m1 values. */
-static inline void int8_sums(const uint8_t *panel, size_t matrices, size_t k, size_t tokens,
-                             const void *const *x, panel_sums sum)
+/* MXFP4 weights and int8 operands: each block's dot is an exact integer of twice the e2m1 values.  Codes lie in the order that
+ * kernel.h gives; half[n] is half of block n's scale. */
+static inline void int8_sums(const uint8_t *panel, size_t matrices, size_t k,
+                             const kernel_tiles *tiles, panel_sums sum)
 {
+    static const size_t order[8] = {0, 4, 1, 5, 2, 6, 3, 7};
     for (size_t n = 0; n < k / KERNEL_BLOCK; n++) {
         const uint8_t *lines = panel + kernel_block_at(FORMAT_MXFP4, matrices, n);
         const uint8_t *scale = panel + kernel_scale_at(FORMAT_MXFP4, matrices, n);
@@ -117,29 +123,30 @@ static inline void int8_sums(const uint8_t *panel, size_t matrices, size_t k, si
                     memcpy(&word, lines + i / 8 * matrices * KERNEL_LINE + r * 4, sizeof word);
                     w[i] = num_e2m1_doubled(code_of(word, i % 8, FORMAT_MXFP4));
                 }
-                for (size_t t = 0; t < tokens; t++) {
-                    const int8_t *q = (const int8_t *)x[t] + n * KERNEL_BLOCK;
-                    const float *sx = (const float *)(const void *)((const int8_t *)x[t] + k);
+                for (size_t t = 0; t < tiles->tokens; t++) {
+                    const int8_t *q = (const int8_t *)row_of(tiles, t) + n * KERNEL_BLOCK;
+                    const float *half = (const float *)row_of(tiles, t) + k / 4;
                     int dot = 0;
-                    for (size_t i = 0; i < KERNEL_BLOCK; i++) dot += q[i] * w[i];
-                    float s = (sx[n] * (0.5f * num_e8m0_low(scale[r]))) * num_e8m0(scale[r]);
+                    for (size_t i = 0; i < KERNEL_BLOCK; i++)
+                        dot += q[i] * w[i / 8 * 8 + order[i % 8]];
+                    float s = (half[n] * num_e8m0_low(scale[r])) * num_e8m0(scale[r]);
                     sum[m][t][r] = fmaf((float)dot, s, sum[m][t][r]);
                 }
             }
     }
 }
 
-static inline void sums(const uint8_t *panel, size_t matrices, size_t k, size_t tokens,
-                        const void *const *x, kernel_format f, kernel_operand o, panel_sums sum)
+static inline void sums(const uint8_t *panel, size_t matrices, size_t k, const kernel_tiles *tiles,
+                        kernel_format f, kernel_operand o, panel_sums sum)
 {
     block_weights w;
-    for (size_t m = 0; m < matrices; m++) memset(sum[m], 0, tokens * sizeof sum[m][0]);
+    for (size_t m = 0; m < matrices; m++) memset(sum[m], 0, tiles->tokens * sizeof sum[m][0]);
     if (o == OPERAND_INT8)
-        int8_sums(panel, matrices, k, tokens, x, sum);
+        int8_sums(panel, matrices, k, tiles, sum);
     else if (kernel_is_mx(f))
-        mx_sums(panel, matrices, k, tokens, x, f, w, sum);
+        mx_sums(panel, matrices, k, tiles, f, w, sum);
     else
-        plain_sums(panel, matrices, k, tokens, x, f, w, sum);
+        plain_sums(panel, matrices, k, tiles, f, w, sum);
 }
 
 /* ---- from the sums to the rows --------------------------------------------------------------------------------------- */
@@ -173,8 +180,8 @@ static inline void gate_up(const kernel_gate_up *a, kernel_format f, kernel_oper
 {
     const kernel_point *p = a->point;
     panel_sums sum;
-    sums(a->panel, 2, a->k, a->tokens, a->x, f, o, sum);
-    for (size_t t = 0; t < a->tokens; t++)
+    sums(a->panel, 2, a->k, &a->tiles, f, o, sum);
+    for (size_t t = 0; t < a->tiles.tokens; t++)
         for (size_t r = 0; r < KERNEL_ROWS; r++) {
             float g = clamp(affine(sum[0][t][r], &a->gate, r), p->gate_upper, p->gate_lower);
             float u = clamp(affine(sum[1][t][r], &a->up, r), p->up_upper, p->up_lower);
@@ -185,8 +192,8 @@ static inline void gate_up(const kernel_gate_up *a, kernel_format f, kernel_oper
 static inline void down(const kernel_down *a, kernel_format f, kernel_operand o)
 {
     panel_sums sum;
-    sums(a->panel, 1, a->k, a->tokens, a->x, f, o, sum);
-    for (size_t t = 0; t < a->tokens; t++)
+    sums(a->panel, 1, a->k, &a->tiles, f, o, sum);
+    for (size_t t = 0; t < a->tiles.tokens; t++)
         for (size_t r = 0; r < KERNEL_ROWS; r++)
             a->y[t * a->y_stride + r] = affine(sum[0][t][r], &a->down, r);
 }
@@ -216,7 +223,8 @@ KERNEL_PAIR(mxfp4_int8, FORMAT_MXFP4, OPERAND_INT8)
     {                                                                                              \
         [FORMAT_BF16] = {kind##_bf16}, [FORMAT_F16] = {kind##_f16}, [FORMAT_F32] = {kind##_f32},   \
         [FORMAT_E4M3_IEEE] = {kind##_e4m3_ieee}, [FORMAT_E4M3FN] = {kind##_e4m3fn},                \
-        [FORMAT_MXFP8] = {kind##_mxfp8}, [FORMAT_MXFP4] = {kind##_mxfp4, kind##_mxfp4_int8},       \
+        [FORMAT_MXFP8] = {kind##_mxfp8},                                                           \
+        [FORMAT_MXFP4] = {[OPERAND_F32] = kind##_mxfp4, [OPERAND_INT8] = kind##_mxfp4_int8},       \
     }
 
-const kernel_table kernel_table_scalar = {"scalar", SLOTS(gate_up), SLOTS(down)};
+const kernel_table kernel_table_scalar = {"scalar", 1, SLOTS(gate_up), SLOTS(down)};

@@ -1,0 +1,277 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* vec_avx2.h - the vocabulary of kernel_tmpl.h in AVX2, FMA and F16C: two registers for each vec. */
+#include <immintrin.h>
+#include <stdint.h>
+
+#define VEC_WIDTH 4
+#define V_INLINE  static inline __attribute__((always_inline))
+
+typedef struct vec {
+    __m256 a, b;
+} vec;
+
+typedef struct line {
+    __m256i a, b;
+} line;
+
+typedef line ivec;
+
+/* ---- f32 ------------------------------------------------------------------------------------------------------------- */
+
+V_INLINE vec v_zero(void)
+{
+    return (vec){_mm256_setzero_ps(), _mm256_setzero_ps()};
+}
+V_INLINE vec v_set1(float x)
+{
+    return (vec){_mm256_set1_ps(x), _mm256_set1_ps(x)};
+}
+V_INLINE vec v_load(const float *p)
+{
+    return (vec){_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
+}
+
+V_INLINE void v_store(float *p, vec x)
+{
+    _mm256_storeu_ps(p, x.a);
+    _mm256_storeu_ps(p + 8, x.b);
+}
+
+V_INLINE vec v_add(vec x, vec y)
+{
+    return (vec){_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)};
+}
+V_INLINE vec v_sub(vec x, vec y)
+{
+    return (vec){_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)};
+}
+V_INLINE vec v_mul(vec x, vec y)
+{
+    return (vec){_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)};
+}
+V_INLINE vec v_div(vec x, vec y)
+{
+    return (vec){_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)};
+}
+
+V_INLINE vec v_fma(vec x, vec y, vec z)
+{
+    return (vec){_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)};
+}
+
+V_INLINE vec v_neg(vec x)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return (vec){_mm256_xor_ps(x.a, sign), _mm256_xor_ps(x.b, sign)};
+}
+
+V_INLINE vec v_abs(vec x)
+{
+    const __m256 sign = _mm256_set1_ps(-0.0f);
+    return (vec){_mm256_andnot_ps(sign, x.a), _mm256_andnot_ps(sign, x.b)};
+}
+
+/* a > b ? x : y, and a == b ? x : y; a NaN gives y. */
+V_INLINE vec v_if_gt(vec a, vec b, vec x, vec y)
+{
+    return (vec){_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_GT_OQ)),
+                 _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_GT_OQ))};
+}
+
+V_INLINE vec v_if_eq(vec a, vec b, vec x, vec y)
+{
+    return (vec){_mm256_blendv_ps(y.a, x.a, _mm256_cmp_ps(a.a, b.a, _CMP_EQ_OQ)),
+                 _mm256_blendv_ps(y.b, x.b, _mm256_cmp_ps(a.b, b.b, _CMP_EQ_OQ))};
+}
+
+V_INLINE __m256 half_scale(__m256 p, __m256 t, __m256 magic)
+{
+    const __m256i bias = _mm256_set1_epi32(127);
+    __m256i k = _mm256_sub_epi32(_mm256_castps_si256(t), _mm256_castps_si256(magic));
+    __m256i half = _mm256_srai_epi32(k, 1), rest = _mm256_sub_epi32(k, half);
+    p = _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(half, bias), 23)));
+    return _mm256_mul_ps(p,
+                         _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(rest, bias), 23)));
+}
+
+/* p * 2^k in two steps, k = the integer that t - magic is. */
+V_INLINE vec v_scale(vec p, vec t, vec magic)
+{
+    return (vec){half_scale(p.a, t.a, magic.a), half_scale(p.b, t.b, magic.b)};
+}
+
+/* ---- e8m0 scales, a byte for each row: num_e8m0 and num_e8m0_low ----------------------------------------------------- */
+
+V_INLINE __m256 half_e8m0(const uint8_t *s)
+{
+    __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)s));
+    __m256i nan = _mm256_cmpeq_epi32(e, _mm256_set1_epi32(255));
+    e = _mm256_slli_epi32(_mm256_max_epu32(e, _mm256_set1_epi32(1)), 23);
+    return _mm256_castsi256_ps(_mm256_blendv_epi8(e, _mm256_set1_epi32(0x7FC00000), nan));
+}
+
+V_INLINE vec v_e8m0(const uint8_t *s)
+{
+    return (vec){half_e8m0(s), half_e8m0(s + 8)};
+}
+
+V_INLINE __m256 half_e8m0_low(const uint8_t *s)
+{
+    __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)s));
+    __m256i zero = _mm256_cmpeq_epi32(e, _mm256_setzero_si256());
+    return _mm256_blendv_ps(_mm256_set1_ps(1.0f), _mm256_set1_ps(0.5f), _mm256_castsi256_ps(zero));
+}
+
+V_INLINE vec v_e8m0_low(const uint8_t *s)
+{
+    return (vec){half_e8m0_low(s), half_e8m0_low(s + 8)};
+}
+
+V_INLINE int l_has_zero(const uint8_t *s)
+{
+    __m128i e = _mm_loadu_si128((const __m128i *)(const void *)s);
+    return _mm_movemask_epi8(_mm_cmpeq_epi8(e, _mm_setzero_si128())) != 0;
+}
+
+/* ---- lines ----------------------------------------------------------------------------------------------------------- */
+
+V_INLINE line l_load(const uint8_t *p)
+{
+    const __m256i *q = (const __m256i *)(const void *)p;
+    return (line){_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+
+V_INLINE void l_store(uint8_t *p, line x)
+{
+    __m256i *q = (__m256i *)(void *)p;
+    _mm256_storeu_si256(q, x.a);
+    _mm256_storeu_si256(q + 1, x.b);
+}
+
+V_INLINE void l_prefetch(const uint8_t *p)
+{
+    _mm_prefetch((const char *)p, _MM_HINT_T0);
+}
+
+/* The low (k = 2j) and high (2j+1) bf16 of each pair as f32. */
+V_INLINE vec v_even(line x)
+{
+    return (vec){_mm256_castsi256_ps(_mm256_slli_epi32(x.a, 16)),
+                 _mm256_castsi256_ps(_mm256_slli_epi32(x.b, 16))};
+}
+
+V_INLINE vec v_odd(line x)
+{
+    const __m256i high = _mm256_set1_epi32((int)0xFFFF0000);
+    return (vec){_mm256_castsi256_ps(_mm256_and_si256(x.a, high)),
+                 _mm256_castsi256_ps(_mm256_and_si256(x.b, high))};
+}
+
+/* The 16 low halves of 32-bit lanes as f16. */
+V_INLINE vec half_from_f16(__m256i a, __m256i b)
+{
+    __m256i h = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xD8);
+    return (vec){_mm256_cvtph_ps(_mm256_castsi256_si128(h)),
+                 _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
+}
+
+V_INLINE void v_from_f16(line x, vec *even, vec *odd)
+{
+    const __m256i low = _mm256_set1_epi32(0xFFFF);
+    *even = half_from_f16(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
+    *odd = half_from_f16(_mm256_srli_epi32(x.a, 16), _mm256_srli_epi32(x.b, 16));
+}
+
+V_INLINE __m256i half_e2m1(__m256i a)
+{
+    const __m256i low_byte = _mm256_broadcastsi128_si256(
+        _mm_set_epi8((char)0xC0, (char)0x80, 0x40, 0, (char)0xC0, (char)0x80, 0, 0, (char)0xC0,
+                     (char)0x80, 0x40, 0, (char)0xC0, (char)0x80, 0, 0));
+    const __m256i high_byte = _mm256_broadcastsi128_si256(
+        _mm_set_epi8((char)0xC0, (char)0xC0, (char)0xC0, (char)0xC0, (char)0xBF, (char)0xBF,
+                     (char)0xBF, (char)0x80, 0x40, 0x40, 0x40, 0x40, 0x3F, 0x3F, 0x3F, 0));
+    __m256i code = _mm256_and_si256(
+        a, _mm256_set1_epi16(15)); /* its upper byte is 0, and so is entry 0 of both tables */
+    return _mm256_or_si256(_mm256_shuffle_epi8(low_byte, code),
+                           _mm256_shuffle_epi8(high_byte, _mm256_slli_epi16(code, 8)));
+}
+
+/* Pair j of the four in a line of e2m1: both 16-bit halves have their code at bit 4 j. */
+V_INLINE line l_e2m1(line x, int j)
+{
+    switch (j) {
+    case 0: return (line){half_e2m1(x.a), half_e2m1(x.b)};
+    case 1:
+        return (line){half_e2m1(_mm256_srli_epi16(x.a, 4)), half_e2m1(_mm256_srli_epi16(x.b, 4))};
+    case 2:
+        return (line){half_e2m1(_mm256_srli_epi16(x.a, 8)), half_e2m1(_mm256_srli_epi16(x.b, 8))};
+    default:
+        return (line){half_e2m1(_mm256_srli_epi16(x.a, 12)), half_e2m1(_mm256_srli_epi16(x.b, 12))};
+    }
+}
+
+V_INLINE __m256i half_e4m3(__m256i code, int ieee)
+{
+    /* m / 8 * 2^-6 for m = 0..7, the low and the high bytes of the bf16 */
+    const __m256i low_byte = _mm256_broadcastsi128_si256(
+        _mm_set_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0x60, 0x40, 0x20, 0, (char)0xC0, (char)0x80, 0, 0));
+    const __m256i high_byte = _mm256_broadcastsi128_si256(
+        _mm_set_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0x3C, 0x3C, 0x3C, 0x3C, 0x3B, 0x3B, 0x3B, 0));
+    __m256i mag = _mm256_and_si256(code, _mm256_set1_epi16(0x7F));
+    __m256i v = _mm256_add_epi16(_mm256_slli_epi16(mag, 4), _mm256_set1_epi16(0x3C00));
+    __m256i small = _mm256_or_si256(_mm256_shuffle_epi8(low_byte, mag),
+                                    _mm256_shuffle_epi8(high_byte, _mm256_slli_epi16(mag, 8)));
+    v = _mm256_blendv_epi8(v, small, _mm256_cmpgt_epi16(_mm256_set1_epi16(8), mag));
+    int largest = ieee ? 0x78 : 0x7E;
+    __m256i nan = _mm256_cmpgt_epi16(mag, _mm256_set1_epi16((short)largest));
+    if (ieee)
+        v = _mm256_blendv_epi8(v, _mm256_set1_epi16(0x7F80),
+                               _mm256_cmpeq_epi16(mag, _mm256_set1_epi16(0x78)));
+    v = _mm256_blendv_epi8(v, _mm256_set1_epi16(0x7FC0), nan);
+    return _mm256_or_si256(v,
+                           _mm256_slli_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x80)), 8));
+}
+
+/* Pair j of the two in a line of e4m3. */
+V_INLINE line l_e4m3(line x, int j, int ieee)
+{
+    if (j == 1) x = (line){_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)};
+    return (line){half_e4m3(x.a, ieee), half_e4m3(x.b, ieee)};
+}
+
+/* ---- int8 ------------------------------------------------------------------------------------------------------------ */
+
+V_INLINE ivec i_set1(int32_t x)
+{
+    return (ivec){_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
+}
+V_INLINE vec v_from_int(ivec x)
+{
+    return (vec){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)};
+}
+
+/* acc + the dot of four unsigned weights of each row and the four signed codes at p. */
+V_INLINE ivec i_dot(ivec acc, line w, const uint8_t *p)
+{
+    int codes;
+    __builtin_memcpy(&codes, p, sizeof codes);
+    const __m256i x = _mm256_set1_epi32(codes), one = _mm256_set1_epi16(1);
+    /* pairs are at most 2 * 24 * 127: no saturation */
+    return (ivec){_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, x), one)),
+                  _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w.b, x), one))};
+}
+
+V_INLINE __m256i half_e2m1_bytes(__m256i a)
+{
+    const __m256i table = _mm256_broadcastsi128_si256(
+        _mm_set_epi8(0, 4, 6, 8, 9, 10, 11, 12, 24, 20, 18, 16, 15, 14, 13, 12));
+    return _mm256_shuffle_epi8(table, _mm256_and_si256(a, _mm256_set1_epi8(15)));
+}
+
+/* 12 + twice the e2m1 value of the low and the high nibbles. */
+V_INLINE void l_e2m1_bytes(line x, line *low, line *high)
+{
+    *low = (line){half_e2m1_bytes(x.a), half_e2m1_bytes(x.b)};
+    *high = (line){half_e2m1_bytes(_mm256_srli_epi16(x.a, 4)),
+                   half_e2m1_bytes(_mm256_srli_epi16(x.b, 4))};
+}
