@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* cpu.c - instruction sets, affinity mask and cgroup quota.  Asks anew each time: nothing is remembered. */
+/* cpu.c - instruction sets, affinity mask and cgroup quota. */
 #define _GNU_SOURCE
 #include "cpu.h"
 
 #include <fcntl.h>
 #include <sched.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -56,22 +57,34 @@ static bool has_bf16(const features *f)
     return has(f->eax7_1, bit_AVX512BF16);
 }
 
-/* The levels are cumulative: one that is missing ends the list. */
+/* The vector levels, each with what it needs beyond the one before. */
+static const struct {
+    const kernel_table *table;
+    bool (*has)(const features *f);
+} levels[] = {{&kernel_table_avx2, has_avx2},
+              {&kernel_table_avx512, has_avx512},
+              {&kernel_table_avx512vnni, has_vnni},
+              {&kernel_table_avx512bf16, has_bf16}};
+
+enum { LEVELS = sizeof levels / sizeof levels[0] };
+
+/* How many of the levels this machine has.  A hypervisor makes CPUID cost microseconds, so that the answer, which cannot
+ * change, is kept; threads that ask at once all find the same. */
+static size_t count_levels(void)
+{
+    static atomic_size_t known; /* 1 + the count */
+    size_t n = atomic_load_explicit(&known, memory_order_relaxed);
+    if (n != 0) return n - 1;
+    const features f = read_features();
+    while (n < LEVELS && levels[n].has(&f)) n++;
+    atomic_store_explicit(&known, n + 1, memory_order_relaxed);
+    return n;
+}
+
 const kernel_table *cpu_level(size_t i)
 {
-    static const struct {
-        const kernel_table *table;
-        bool (*has)(const features *f);
-    } levels[] = {{&kernel_table_avx2, has_avx2},
-                  {&kernel_table_avx512, has_avx512},
-                  {&kernel_table_avx512vnni, has_vnni},
-                  {&kernel_table_avx512bf16, has_bf16}};
-    if (i == 0) return &kernel_table_scalar;
-    if (i > sizeof levels / sizeof levels[0]) return NULL;
-    const features f = read_features();
-    for (size_t n = 0; n < i; n++)
-        if (!levels[n].has(&f)) return NULL;
-    return levels[i - 1].table;
+    if (i > count_levels()) return NULL;
+    return i == 0 ? &kernel_table_scalar : levels[i - 1].table;
 }
 #else
 const kernel_table *cpu_level(size_t i)

@@ -16,10 +16,10 @@ static moe_status flag(const char *name, int32_t value)
     return error_set(MOE_E_BAD_ENUM, "%s = %d: must be 0 or 1", name, (int)value);
 }
 
-static moe_status enumerator(const char *name, long value, long last)
+static moe_status enumerator(const char *name, int value, int last)
 {
     if (value >= 0 && value <= last) return MOE_OK;
-    return error_set(MOE_E_BAD_ENUM, "%s = %ld: must be in [0, %ld]", name, value, last);
+    return error_set(MOE_E_BAD_ENUM, "%s = %d: must be in [0, %d]", name, value, last);
 }
 
 static moe_status check_flags(const moe_tkg_args *a)
@@ -47,13 +47,13 @@ static moe_status check_flags(const moe_tkg_args *a)
     }
     const struct {
         const char *name;
-        long value, last;
+        int value, last;
     } enums[] = {
-        {"expert_affinities_scaling_mode", (long)a->expert_affinities_scaling_mode,
+        {"expert_affinities_scaling_mode", (int)a->expert_affinities_scaling_mode,
          MOE_PRE_SCALE_DELAYED},
-        {"activation_fn", (long)a->activation_fn, MOE_SWIGLU},
-        {"act_mode", (long)a->act_mode, MOE_ACT_INT8},
-        {"output_dtype", (long)a->output_dtype, MOE_I64},
+        {"activation_fn", (int)a->activation_fn, MOE_SWIGLU},
+        {"act_mode", (int)a->act_mode, MOE_ACT_INT8},
+        {"output_dtype", (int)a->output_dtype, MOE_I64},
     };
     for (size_t i = 0; i < sizeof enums / sizeof enums[0]; i++) {
         moe_status s = enumerator(enums[i].name, enums[i].value, enums[i].last);

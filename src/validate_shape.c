@@ -68,7 +68,7 @@ static const struct spec {
     {                                                                                              \
 #field, offsetof(moe_tkg_args, field), dtypes, required, sbuf                              \
     }
-    SPEC(hidden_input, FLOATS | MX, true, true),
+    SPEC(hidden_input, FLOATS | BIT(MOE_MXFP8_X4), true, true),
     SPEC(expert_gate_up_weights, WEIGHTS, true, false),
     SPEC(expert_down_weights, WEIGHTS, true, false),
     SPEC(expert_affinities, FLOATS, false, false),
@@ -325,7 +325,7 @@ static moe_status hidden_scale(const moe_tkg_args *a, const problem *p)
     if (!p->mx || !p->all_expert)
         return error_set(MOE_E_UNSUPPORTED,
                          "hidden_input_scale is given: only with MX weights in all-expert mode");
-    if (p->hidden != MOE_MXFP8_X4)
+    if (!p->prequantised)
         return error_set(MOE_E_UNSUPPORTED,
                          "hidden_input_scale is given: hidden_input must be mxfp8_x4, not %s",
                          moe_dtype_name(p->hidden));

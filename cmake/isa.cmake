@@ -1,0 +1,20 @@
+# SPDX-License-Identifier: Apache-2.0
+# isa.cmake - the kernels: a file for each instruction set of the processor that is compiled for.
+#
+# Its compiler flags go to that file and to nothing else; src/cpu.c chooses at run time.
+
+function(moe_isa level)
+    target_sources(moe_objects PRIVATE src/isa/${level}.c)
+    set_source_files_properties(src/isa/${level}.c PROPERTIES COMPILE_OPTIONS "${ARGN}")
+endfunction()
+
+moe_isa(scalar)
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
+    set(avx2 -mavx2 -mfma -mf16c)
+    set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)
+    set(avx512vnni ${avx512} -mavx512vnni -mavx512vbmi -mavx512vbmi2)
+    set(avx512bf16 ${avx512vnni} -mavx512bf16)
+    foreach(level avx2 avx512 avx512vnni avx512bf16)
+        moe_isa(${level} ${${level}})
+    endforeach()
+endif()
