@@ -1,16 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* moe_tkg.h - the Mixture-of-Experts block of a decoder layer, for token generation, in one C call.
+/* moe_tkg.h - the Mixture-of-Experts block of a decoder layer, for token generation, in one C
+ * call.
  *
  * For one expert e and one token's hidden row x (H values):
  *
  *     g = x . Wgate[e]      u = x . Wup[e]                 (I values each)
- *     g *= gate scale       u *= up scale                  (only if weight scales per row are given)
+ *     g *= gate scale       u *= up scale                  (only with weight scales per row)
  *     g += gate bias        u += up bias
  *     g = max(min(g, gate upper), gate lower)              (each limit only if given; likewise u)
  *     m = act(g) * u
  *     y = m . Wdown[e];  y *= down scale;  y += down bias  (H values)
  *
- * and an output row is the sum of y over the token's experts, times the token's affinity for each if asked.
+ * and an output row is the sum of y over the token's experts, times the token's affinity for
+ * each if asked.
  *
  *     #include <moe_tkg.h>
  *
@@ -21,17 +23,19 @@
  *     ...
  *     if (moe_tkg(NULL, &args, output, sizeof output) != MOE_OK) puts(moe_last_error());
  *
- * Symbols: T tokens, H hidden size, I intermediate size, K experts per token, E_L experts whose weights are here (dimension
- * 0 of the weights), E experts that expert_affinities has columns for; nH = H / 512, nI = ceil(I / 512); I_p partitions of
- * the MX down weights.  docs/operator.md gives the layouts in full, docs/numerics.md every rounding.
+ * Symbols: T tokens, H hidden size, I intermediate size, K experts per token, E_L experts whose
+ * weights are here (dimension 0 of the weights), E experts that expert_affinities has columns
+ * for; nH = H / 512, nI = ceil(I / 512); I_p partitions of the MX down weights.
+ * docs/operator.md gives the layouts in full, docs/numerics.md every rounding.
  *
- * The same bits: an output row depends on its token's hidden, index and affinity rows, on the weights and their format and
- * on the numerics mode, and on nothing else: not on T, the other tokens, the number of threads, alignment, or the caller's
- * floating-point environment (which every call leaves as it found it).
+ * The same bits: an output row depends on its token's hidden, index and affinity rows, on the
+ * weights and their format and on the numerics mode, and on nothing else: not on T, the other
+ * tokens, the number of threads, alignment, or the caller's floating-point environment (which
+ * every call leaves as it found it).
  *
- * Errors: every function that can fail returns a moe_status, and moe_last_error() then says, for the calling thread, which
- * argument has which value and what the limit is.  A call that fails has written nothing to its output.  The library never
- * prints, exits or aborts.
+ * Errors: every function that can fail returns a moe_status, and moe_last_error() then says, for
+ * the calling thread, which argument has which value and what the limit is.  A call that fails
+ * has written nothing to its output.  The library never prints, exits or aborts.
  *
  * Threads: any number of threads may call moe_tkg at once, with one context or several. */
 #ifndef MOE_TKG_H
@@ -56,7 +60,7 @@
 extern "C" {
 #endif
 
-/* ---- status ---------------------------------------------------------------------------------------------------------- */
+/* ---- status ---------------------------------------------------------------------------------- */
 
 typedef enum moe_status {
     MOE_OK = 0,
@@ -68,12 +72,14 @@ typedef enum moe_status {
     MOE_E_SHAPE, /* shapes of two tensors do not fit together */
     MOE_E_DTYPE, /* a tensor has an element type that its parameter does not take */
     MOE_E_LAYOUT, /* a tensor has a layout that its parameter does not take */
-    MOE_E_UNSUPPORTED, /* parameters that are legal one by one and not together; the message names the rule */
+    /* parameters that are legal one by one and not together; the message names the rule */
+    MOE_E_UNSUPPORTED,
     MOE_E_OVERFLOW,     /* a size does not fit in size_t, or the output buffer is too small */
     MOE_E_EXPERT_INDEX, /* an expert_index outside [0, E_L) */
     MOE_E_RANK_RANGE,   /* rank_id selects affinity columns outside [0, E) */
     MOE_E_ALIGN,        /* a pointer is not aligned to its element */
-    MOE_E_ALIAS, /* the output overlaps an input (output == hidden_input, both of one size, is fine) */
+    /* the output overlaps an input (output == hidden_input, both of one size, is fine) */
+    MOE_E_ALIAS,
     MOE_E_NOMEM, /* memory ran out; nothing is lost, the call can be repeated */
     MOE_E_ISA,   /* an ISA level that this machine or this build does not have */
     MOE_E_BUSY   /* the context is in use by another thread */
@@ -82,15 +88,17 @@ typedef enum moe_status {
 /* "MOE_E_SHAPE" etc.; "unknown moe_status" for anything else.  Never NULL. */
 MOE_API const char *moe_status_name(moe_status status);
 
-/* What went wrong in this thread's last call that failed: one line, such as
- * "expert_index[3][1] = 37: must be in [0, 32)".  "" if none failed.  Never NULL; valid until this thread's next call. */
+/* What went wrong in this thread's last call that failed: one line, such as "expert_index[3][1]
+ * = 37: must be in [0, 32)".  "" if none failed.  Never NULL; valid until this thread's next
+ * call. */
 MOE_API const char *moe_last_error(void);
 
-/* The library's version at run time, "0.1.0" and MOE_VERSION_NUMBER; compare with the macros at compile time. */
+/* The library's version at run time, "0.1.0" and MOE_VERSION_NUMBER; compare with the macros at
+ * compile time. */
 MOE_API const char *moe_version(void);
 MOE_API int moe_version_number(void);
 
-/* ---- tensors --------------------------------------------------------------------------------------------------------- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 typedef enum moe_dtype {
     MOE_DTYPE_NONE = 0, /* not given */
@@ -107,17 +115,19 @@ typedef enum moe_dtype {
     MOE_I64
 } moe_dtype;
 
-/* Where a tensor's elements lie.  HBM: row-major in the shape's order.  SBUF: the permuted layouts of the operator, for
- * hidden_input and the output only:
- *     plain          [128, T, H/128]  element (p, t, j) is h = p * (H/128) + j; with MX weights h = j * 128 + p
- *     pre-quantised  [128, H/512, T]  of MXFP8 words: position q of word (p, n, t) is h = q * (H/4) + n * 128 + p */
+/* Where a tensor's elements lie.  HBM: row-major in the shape's order.  SBUF: the permuted
+ * layouts of the operator, for hidden_input and the output only:
+ *     plain          [128, T, H/128]  element (p, t, j) is h = p * (H/128) + j;
+ *                                     with MX weights h = j * 128 + p
+ *     pre-quantised  [128, H/512, T]  of MXFP8 words: position q of word (p, n, t) is
+ *                                     h = q * (H/4) + n * 128 + p */
 typedef enum moe_layout { MOE_LAYOUT_HBM = 0, MOE_LAYOUT_SBUF = 1 } moe_layout;
 
 enum { MOE_MAX_RANK = 5 };
 
-/* Describes memory that the caller owns and keeps unchanged during the call.  data: aligned to one element (2 bytes for
- * MXFP4_X4, 4 for MXFP8_X4); may be NULL when T = 0.  shape: in elements, x4 words counted as one; dimensions past rank are
- * not read. */
+/* Describes memory that the caller owns and keeps unchanged during the call.  data: aligned to
+ * one element (2 bytes for MXFP4_X4, 4 for MXFP8_X4); may be NULL when T = 0.  shape: in
+ * elements, x4 words counted as one; dimensions past rank are not read. */
 typedef struct moe_tensor {
     const void *data;
     moe_dtype dtype;
@@ -131,7 +141,7 @@ MOE_API size_t moe_dtype_size(moe_dtype dtype);
 MOE_API const char *moe_dtype_name(
     moe_dtype dtype); /* "bf16", "mxfp4_x4", ...; "unknown" if none.  Never NULL. */
 
-/* ---- parameters ------------------------------------------------------------------------------------------------------ */
+/* ---- parameters ------------------------------------------------------------------------------ */
 
 typedef enum moe_affinity_scale {
     MOE_NO_SCALE = 0,
@@ -146,11 +156,12 @@ typedef enum moe_activation {
     MOE_GELU_TANH = 2, /* 0.5 g (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3))) */
     MOE_SWISH = 3,     /* g / (1 + exp(-1.702 g)) */
     MOE_RELU = 4,      /* max(g, 0) */
-    MOE_SWIGLU =
-        5 /* g / (1 + exp(-alpha g)), and (u + up_offset) in place of u: swiglu_alpha, swiglu_up_offset */
+    /* g / (1 + exp(-alpha g)), and (u + up_offset) in place of u: swiglu_alpha, swiglu_up_offset */
+    MOE_SWIGLU = 5
 } moe_activation;
 
-/* What the hidden input and the intermediate are rounded to before the products (docs/numerics.md). */
+/* What the hidden input and the intermediate are rounded to before the products
+ * (docs/numerics.md). */
 typedef enum moe_act_mode {
     MOE_ACT_DEFAULT = 0, /* MXFP8 with MX weights, EXACT otherwise: the operator's own definition */
     MOE_ACT_EXACT,       /* not quantised.  All weights */
@@ -169,75 +180,78 @@ typedef struct moe_optional_int {
     int64_t value;
 } moe_optional_int;
 
-/* The operator's parameters by their names.  Make one with moe_tkg_args_init(): everything optional is then "not given".
- * A NULL tensor is "not given".  Shapes for MX weights (MXFP4_X4, MXFP8_X4) are in the second line. */
+/* The operator's parameters by their names.  Make one with moe_tkg_args_init(): everything
+ * optional is then "not given". A NULL tensor is "not given".  Shapes for MX weights (MXFP4_X4,
+ * MXFP8_X4) are in the second line. */
 typedef struct moe_tkg_args {
     size_t struct_size; /* sizeof(moe_tkg_args) */
 
-    /* [T, H] or [B, S, H] (T = B * S) HBM, or SBUF: bf16, f16, f32.  Pre-quantised: SBUF, MXFP8_X4, with
-     * hidden_input_scale.  Required. */
+    /* [T, H] or [B, S, H] (T = B * S) HBM, or SBUF: bf16, f16, f32.  Pre-quantised: SBUF,
+     * MXFP8_X4, with hidden_input_scale.  Required. */
     const moe_tensor *hidden_input;
-    /* [E_L, H, 2, I], gate at index 0 of the third dimension and up at 1: bf16, f16, f32, e4m3.  Required.
-     * MX [E_L, 128, 2, nH, I] */
+    /* [E_L, H, 2, I], gate at index 0 of the third dimension and up at 1: bf16, f16, f32, e4m3.
+     * Required. MX [E_L, 128, 2, nH, I] */
     const moe_tensor *expert_gate_up_weights;
-    /* [E_L, I, H]: may differ in dtype from gate/up, but is MX if and only if gate/up is.  Required.
-     * MX [E_L, I_p, nI, H] */
+    /* [E_L, I, H]: may differ in dtype from gate/up, but is MX if and only if gate/up is.
+     * Required. MX [E_L, I_p, nI, H] */
     const moe_tensor *expert_down_weights;
-    /* [T, E]: bf16, f16, f32.  Required with POST_SCALE (unless expert_affinities_eager is given), else not read. */
+    /* [T, E]: bf16, f16, f32.  Required with POST_SCALE (unless expert_affinities_eager is
+     * given), else not read. */
     const moe_tensor *expert_affinities;
-    /* [T, K]: i32, u32, i64.  Selective: the experts that run, each in [0, E_L).  All-expert: read only to mask
-     * (global numbers, any value), may be NULL without. */
+    /* [T, K]: i32, u32, i64.  Selective: the experts that run, each in [0, E_L).  All-expert:
+     * read only to mask (global numbers, any value), may be NULL without. */
     const moe_tensor *expert_index;
     int32_t is_all_expert; /* 1: every expert for every token; 0: selective, T <= 128 */
 
-    /* [1, 1]: i32, u32, i64.  Required in all-expert mode with POST_SCALE, else not read: local expert e has affinity column
-     * rank_id * E_L + e. */
+    /* [1, 1]: i32, u32, i64.  Required in all-expert mode with POST_SCALE, else not read: local
+     * expert e has affinity column rank_id * E_L + e. */
     const moe_tensor *rank_id;
     /* [E_L, 2, I]: bf16, f16, f32.   MX [E_L, I_p, 2, nI, 4] */
     const moe_tensor *expert_gate_up_bias;
     /* [E_L, H]: bf16, f16, f32. */
     const moe_tensor *expert_down_bias;
-    /* f32 [E_L, 2, I] (per row) or [E_L, 2, 1] (static); both weight scales or neither.   MX e8m0 [E_L, 16, 2, nH, I],
-     * required */
+    /* f32 [E_L, 2, I] (per row) or [E_L, 2, 1] (static); both weight scales or neither.   MX
+     * e8m0 [E_L, 16, 2, nH, I], required */
     const moe_tensor *expert_gate_up_weights_scale;
     /* f32 [E_L, H] or [E_L, 1].   MX e8m0 [E_L, I_p / 8, nI, H], required */
     const moe_tensor *expert_down_weights_scale;
-    /* e8m0 [128, H / 512, T], block b of 8 partitions at partition 32 * (b / 4) + b % 4: only with MX weights in all-expert
-     * mode, and then hidden_input is pre-quantised. */
+    /* e8m0 [128, H / 512, T], block b of 8 partitions at partition 32 * (b / 4) + b % 4: only
+     * with MX weights in all-expert mode, and then hidden_input is pre-quantised. */
     const moe_tensor *hidden_input_scale;
     const moe_tensor *gate_up_input_scale; /* of the operator's interface; refused if given */
     const moe_tensor *down_input_scale;    /* of the operator's interface; refused if given */
 
-    /* 1: an expert that expert_index[t] does not name has affinity 0 for token t.  All-expert with POST_SCALE only; without
-     * effect otherwise. */
+    /* 1: an expert that expert_index[t] does not name has affinity 0 for token t.  All-expert
+     * with POST_SCALE only; without effect otherwise. */
     int32_t mask_unselected_experts;
-    /* [T, K]: bf16, f16, f32.  Selective with POST_SCALE: used in place of expert_affinities[t][expert_index[t][k]].  Refused
-     * in all-expert mode. */
+    /* [T, K]: bf16, f16, f32.  Selective with POST_SCALE: used in place of
+     * expert_affinities[t][expert_index[t][k]].  Refused in all-expert mode. */
     const moe_tensor *expert_affinities_eager;
     moe_affinity_scale expert_affinities_scaling_mode;
     moe_activation activation_fn;
-    moe_dtype
-        output_dtype; /* bf16, f16, f32; MOE_DTYPE_NONE: hidden_input's, bf16 if that is pre-quantised */
+    /* bf16, f16, f32; MOE_DTYPE_NONE: hidden_input's, bf16 if that is pre-quantised */
+    moe_dtype output_dtype;
     moe_optional_float gate_clamp_upper_limit;
     moe_optional_float gate_clamp_lower_limit;
     moe_optional_float up_clamp_upper_limit;
     moe_optional_float up_clamp_lower_limit;
-    int32_t
-        output_in_sbuf; /* 1: output [128, T, H/128] in hidden_input's SBUF layout; needs hidden_input in SBUF */
-    /* 1: skip (token, expert) pairs without affinity.  All-expert only.  The result is that of 0: this library skips them
-     * always. */
+    /* 1: output [128, T, H/128] in hidden_input's SBUF layout; needs hidden_input in SBUF */
+    int32_t output_in_sbuf;
+    /* 1: skip (token, expert) pairs without affinity.  All-expert only.  The result is that of
+     * 0: this library skips them always. */
     int32_t is_all_expert_dynamic;
-    /* Checked against the operator's rule if given (docs/operator.md), chosen by the library if not; no effect on the
-     * result. */
+    /* Checked against the operator's rule if given (docs/operator.md), chosen by the library if
+     * not; no effect on the result. */
     moe_optional_int block_size;
 
-    /* ---- beyond the operator ---- */
+    /* ---- beyond the operator ----------------------------------------------------------------- */
 
     moe_act_mode act_mode;
     /* Both required with MOE_SWIGLU, refused with every other activation.  Finite. */
     moe_optional_float swiglu_alpha;
     moe_optional_float swiglu_up_offset;
-    /* 1: in selective mode a slot whose index is outside [0, E_L) contributes nothing instead of being an error. */
+    /* 1: in selective mode a slot whose index is outside [0, E_L) contributes nothing instead of
+     * being an error. */
     int32_t skip_invalid_experts;
 } moe_tkg_args;
 
@@ -277,20 +291,25 @@ static inline moe_optional_int moe_given_int(int64_t value)
     return o;
 }
 
-/* ---- context --------------------------------------------------------------------------------------------------------- */
+/* ---- context --------------------------------------------------------------------------------- */
 
-/* Threads and working memory that calls reuse.  May be shared by any number of threads: calls on one context run at the
- * same time, one of them on the context's threads and the others each on its caller's alone. */
+/* Threads and working memory that calls reuse.  May be shared by any number of threads: calls on
+ * one context run at the same time, one of them on the context's threads and the others each on
+ * its caller's alone. */
 typedef struct moe_context moe_context;
 
 typedef struct moe_context_options {
     size_t struct_size; /* sizeof(moe_context_options) */
-    /* Threads that work on one call, the caller's included: 1 to 1024, or 0 for as many as the affinity mask and the cgroup
-     * quota of the process allow.  Fewer are used if the system does not give them; moe_context_threads() says how many. */
+    /* Threads that work on one call, the caller's included: 1 to 1024, or 0 for MOE_NUM_THREADS
+     * of the environment or, without that, as many as the affinity mask and the cgroup quota of
+     * the process allow.  Fewer are used if the system does not give them; moe_context_threads()
+     * says how many. */
     int32_t threads;
-    const char *
-        isa; /* the highest ISA level to use, by name ("scalar"), or NULL for the best of this machine */
-    /* Memory for the context and its calls; both or neither.  Called from any thread.  alignment is a power of two. */
+    /* The highest ISA level to use, by name (moe_isa_level), or NULL for MOE_ISA of the
+     * environment or, without that, the best of this machine. */
+    const char *isa;
+    /* Memory for the context and its calls; both or neither.  Called from any thread.  alignment
+     * is a power of two. */
     void *(*allocate)(size_t bytes, size_t alignment, void *user);
     void (*release)(void *block, size_t bytes, void *user);
     void *user;
@@ -307,28 +326,32 @@ static inline moe_context_options moe_context_options_init(void)
 /* Makes a context in *context (NULL on failure).  options NULL: all defaults. */
 MOE_API moe_status moe_context_create(const moe_context_options *options, moe_context **context);
 
-/* Ends the context's threads and frees it.  MOE_E_BUSY, and nothing happens, while a call is running on it.  NULL is fine.
- * After a fork the child may destroy or go on using its copy; its calls then run on their caller's thread. */
+/* Ends the context's threads and frees it.  MOE_E_BUSY, and nothing happens, while a call is
+ * running on it.  NULL is fine. After a fork the child may destroy or go on using its copy; its
+ * calls then run on their caller's thread. */
 MOE_API moe_status moe_context_destroy(moe_context *context);
 
 MOE_API int32_t moe_context_threads(const moe_context *context); /* 1 for NULL */
 MOE_API const char *moe_context_isa(
     const moe_context *context); /* the level in use; for NULL the machine's best */
 
-/* The ISA levels that this machine and this build have, weakest first: i = 0, 1, ...; NULL past the last. */
+/* The ISA levels that this machine and this build have, weakest first: i = 0, 1, ...; NULL past
+ * the last. */
 MOE_API const char *moe_isa_level(size_t i);
 
-/* ---- the operator ---------------------------------------------------------------------------------------------------- */
+/* ---- the operator ---------------------------------------------------------------------------- */
 
-/* Computes the block.  context: NULL runs on the calling thread alone and allocates for this call.  output: output_bytes
- * bytes, at least what moe_tkg_output() says, aligned to one element; untouched on error; may be hidden_input's memory
- * itself if both have the same size.  NULL is fine when T = 0.
- * Cost: the weights of every expert that runs are repacked once per call. */
+/* Computes the block.  context: NULL runs on the calling thread alone and allocates for this
+ * call.  output: output_bytes bytes, at least what moe_tkg_output() says, aligned to one
+ * element; untouched on error; may be hidden_input's memory itself if both have the same size.
+ * NULL is fine when T = 0. Cost: the weights of every expert that runs are repacked once per
+ * call. */
 MOE_API moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
                            size_t output_bytes);
 
-/* What moe_tkg would write for these arguments: dtype, layout, rank and shape in *output (data NULL), its bytes in *bytes.
- * Reads no tensor's data (data pointers may be NULL) and makes every check of moe_tkg that needs none. */
+/* What moe_tkg would write for these arguments: dtype, layout, rank and shape in *output (data
+ * NULL), its bytes in *bytes. Reads no tensor's data (data pointers may be NULL) and makes every
+ * check of moe_tkg that needs none. */
 MOE_API moe_status moe_tkg_output(const moe_tkg_args *args, moe_tensor *output, size_t *bytes);
 
 #ifdef __cplusplus

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* api.c - the public calls on the operator: one call from its check to its result.  No arithmetic. */
+/* api.c - the public calls on the operator: one call from its check to its result.  No
+ * arithmetic. */
 #include "context.h"
 #include "error.h"
 #include "forward.h"

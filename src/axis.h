@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* axis.h - the k axes of docs/numerics.md section 3: which h or i the k-th term of a sum is.
  *
- * Plain weights: k is h, or i.  MX weights: the 32 terms of a scale block are neighbours in k, in four runs of 8. */
+ * Plain weights: k is h, or i.  MX weights: the 32 terms of a scale block are neighbours in k,
+ * in four runs of 8. */
 #ifndef MOE_AXIS_H
 #define MOE_AXIS_H
 
@@ -9,7 +10,8 @@
 
 #define AXIS_PAD SIZE_MAX
 
-/* MX: block number and place of k: k = ((tile * partitions / 8 + b) * 4 + q) * 8 + r, partition = 8 b + r. */
+/* MX: block number and place of k: k = ((tile * partitions / 8 + b) * 4 + q) * 8 + r, partition
+ * = 8 b + r. */
 typedef struct axis_place {
     size_t tile, partition, q;
 } axis_place;
@@ -26,7 +28,8 @@ static inline size_t axis_h(const problem *p, axis_place a)
     return a.q * (p->H / 4) + a.tile * 128 + a.partition;
 }
 
-/* Partitions in use of an intermediate tile: 128, in a partial last tile a quarter of its width rounded up to 8. */
+/* Partitions in use of an intermediate tile: 128, in a partial last tile a quarter of its width
+ * rounded up to 8. */
 static inline size_t axis_tile_width(const problem *p, size_t tile)
 {
     size_t rest = p->I - tile * 512;

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* checked.h - the one place where sizes are added, multiplied and rounded.
  *
- * Every byte count that depends on a shape, an index or a file goes through these functions, so that a product that does
- * not fit is an answer (false) and never a small number.  Nothing else in the project multiplies two sizes of foreign
- * origin. */
+ * Every byte count that depends on a shape, an index or a file goes through these functions, so
+ * that a product that does not fit is an answer (false) and never a small number.  Nothing else
+ * in the project multiplies two sizes of foreign origin. */
 #ifndef MOE_CHECKED_H
 #define MOE_CHECKED_H
 
@@ -34,9 +34,10 @@ static inline bool checked_round_up(size_t a, size_t step, size_t *r)
     return checked_add(a, step - rest, r);
 }
 
-/* *r = the product of the n dimensions times unit, at most PTRDIFF_MAX; false if it does not fit or a dimension is
- * negative.  A zero dimension makes the product zero only if the other dimensions fit on their own, so that a shape such
- * as [0, 2^62, 2^62] is refused like [1, 2^62, 2^62]. */
+/* *r = the product of the n dimensions times unit, at most PTRDIFF_MAX; false if it does not fit
+ * or a dimension is negative.  A zero dimension makes the product zero only if the other
+ * dimensions fit on their own, so that a shape such as [0, 2^62, 2^62] is refused like [1, 2^62,
+ * 2^62]. */
 static inline bool checked_shape(const int64_t *shape, size_t n, size_t unit, size_t *r)
 {
     size_t product = unit;

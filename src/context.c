@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* context.c - threads and scratch that calls share.
  *
- * Scratch that a call gives back is kept for the next, so that equal calls allocate once.  After a fork a child has neither the pool's
- * threads nor any say over a lock that was held: its calls use neither, and allocate. */
+ * Scratch that a call gives back is kept for the next, so that equal calls allocate once.  After
+ * a fork a child has neither the pool's threads nor any say over a lock that was held: its calls
+ * use neither, and allocate. */
 #define _GNU_SOURCE
 #include "context.h"
 
@@ -34,12 +35,11 @@ struct moe_context {
     atomic_int calls;     /* running; INT_MIN and up once the context is being destroyed */
     pthread_mutex_t lock; /* of idle */
     piece *idle;
-    volatile int *
-        home; /* a page that a fork wipes: 1 in the process that made the context, 0 in its children */
-    pid_t pid; /* that process, where the kernel cannot wipe; else 0 */
+    volatile int *home; /* a page that a fork wipes: 1 where the context was made, 0 in a child */
+    pid_t pid;          /* that process, where the kernel cannot wipe; else 0 */
 };
 
-/* ---- fork ------------------------------------------------------------------------------------------------------------ */
+/* ---- fork ------------------------------------------------------------------------------------ */
 
 static bool is_child(const moe_context *c)
 {
@@ -62,7 +62,7 @@ static void unmark_home(moe_context *c)
     munmap((void *)(uintptr_t)c->home, (size_t)sysconf(_SC_PAGESIZE));
 }
 
-/* ---- options --------------------------------------------------------------------------------------------------------- */
+/* ---- options --------------------------------------------------------------------------------- */
 
 static moe_status check_options(const moe_context_options *o)
 {
@@ -72,10 +72,10 @@ static moe_status check_options(const moe_context_options *o)
                          o->struct_size, sizeof *o);
     for (size_t i = sizeof *o; i < o->struct_size; i++)
         if (((const unsigned char *)o)[i] != 0)
-            return error_set(
-                MOE_E_ABI,
-                "struct_size = %zu: an option past byte %zu is set that this library (version %s) does not know",
-                o->struct_size, sizeof *o, moe_version());
+            return error_set(MOE_E_ABI,
+                             "struct_size = %zu: an option past byte %zu is set that this library "
+                             "(version %s) does not know",
+                             o->struct_size, sizeof *o, moe_version());
     if ((o->allocate == NULL) != (o->release == NULL))
         return error_set(MOE_E_NULL_ARG, "%s = NULL: allocate and release come together",
                          o->allocate == NULL ? "allocate" : "release");
@@ -126,7 +126,7 @@ static moe_status choose_isa(const char *asked, const kernel_table **kernels)
     return error_set(MOE_E_ISA, "%s = %.40s: this machine and build have: %s", name, text, levels);
 }
 
-/* ---- create, destroy ------------------------------------------------------------------------------------------------- */
+/* ---- create, destroy ------------------------------------------------------------------------- */
 
 static void release_idle(moe_context *c)
 {
@@ -202,9 +202,10 @@ const char *moe_isa_level(size_t i)
     return level != NULL ? level->isa : NULL;
 }
 
-/* ---- calls ----------------------------------------------------------------------------------------------------------- */
+/* ---- calls ----------------------------------------------------------------------------------- */
 
-/* An idle piece of at least `bytes`; if all are smaller, *small is one that a larger one shall replace. */
+/* An idle piece of at least `bytes`; if all are smaller, *small is one that a larger one shall
+ * replace. */
 static piece *take_idle(moe_context *c, size_t bytes, piece **small)
 {
     *small = NULL;

@@ -15,8 +15,8 @@ typedef struct context_call {
 /* The kernels of a context, or for NULL the machine's best. */
 const kernel_table *context_kernels(const moe_context *context);
 
-/* Borrows for one call with `bytes` of scratch at KERNEL_ALIGN; context may be NULL.  False if there is no memory, and then
- * nothing is borrowed. */
+/* Borrows for one call with `bytes` of scratch at KERNEL_ALIGN; context may be NULL.  False if
+ * there is no memory, and then nothing is borrowed. */
 bool context_enter(moe_context *context, size_t bytes, context_call *call);
 void context_leave(moe_context *context, context_call *call);
 

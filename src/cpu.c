@@ -68,8 +68,8 @@ static const struct {
 
 enum { LEVELS = sizeof levels / sizeof levels[0] };
 
-/* How many of the levels this machine has.  A hypervisor makes CPUID cost microseconds, so that the answer, which cannot
- * change, is kept; threads that ask at once all find the same. */
+/* How many of the levels this machine has.  A hypervisor makes CPUID cost microseconds, so that
+ * the answer, which cannot change, is kept; threads that ask at once all find the same. */
 static size_t count_levels(void)
 {
     static atomic_size_t known; /* 1 + the count */
@@ -112,7 +112,8 @@ static bool read_text(const char *path, char *text, size_t size)
     return true;
 }
 
-/* Processors' worth of time that one cpu.max line, "quota period" or "max period", grants; 0: no limit. */
+/* Processors' worth of time that one cpu.max line, "quota period" or "max period", grants; 0: no
+ * limit. */
 static long quota_of(const char *path)
 {
     char text[64];

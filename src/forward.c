@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* forward.c - one batch of tokens through its experts.
  *
- * Owns the order of the phases and the barriers between them (each threads_loop is one).  Knows nothing of instruction sets (the
- * kernel table hides them), of packing (pack.h) or of who chose the experts (plan.h).  Allocates nothing: scratch was sized
- * by plan_size().
+ * Owns the order of the phases and the barriers between them (each threads_loop is one).  Knows
+ * nothing of instruction sets (the kernel table hides them), of packing (pack.h) or of who chose
+ * the experts (plan.h).  Allocates nothing: scratch was sized by plan_size().
  *
  *     quantize    hidden -> operand rows, once per token
- *     per pass    pack experts | gate_up -> intermediate | quantize it | down -> y rows | (all-expert) add them up
+ *     per pass    pack experts | gate_up -> intermediate | quantize it | down -> y rows |
+ *                 (all-expert) add them up
  *     store       (selective) add the y rows up in slot order; round; output layout */
 #include "forward.h"
 
@@ -40,7 +41,8 @@ static size_t place(const forward *f, const plan_group *g)
     return g->first - f->pass.group[0].first;
 }
 
-/* The tiles of a group: as few as their width allows, as even as they come.  A single row is its own tile. */
+/* The tiles of a group: as few as their width allows, as even as they come.  A single row is its
+ * own tile. */
 static kernel_tiles tiles_of(const forward *f, const plan_group *g, const uint8_t *row,
                              uint8_t *tile, size_t row_bytes)
 {
@@ -80,7 +82,7 @@ static uint8_t *packed(const forward *f, const plan_group *g)
     return f->expert + g->slot * f->l->bytes;
 }
 
-/* ---- the phases: each is one loop over independent items ------------------------------------------------------------- */
+/* ---- the phases: each is one loop over independent items ------------------------------------- */
 
 static void hidden_row(void *arg, size_t t)
 {
@@ -89,7 +91,8 @@ static void hidden_row(void *arg, size_t t)
                     (uint32_t *)(void *)(f->hidden + t * f->plan->scratch.hidden_row));
 }
 
-/* Item: PACK_PANELS neighbouring panels of one packed expert of the pass, which share cache lines of the source. */
+/* Item: PACK_PANELS neighbouring panels of one packed expert of the pass, which share cache
+ * lines of the source. */
 static void pack_panels(void *arg, size_t i)
 {
     forward *f = arg;
@@ -141,7 +144,8 @@ static void hidden_tile(void *arg, size_t n)
                   (uint32_t *)(void *)(f->hidden_tile + n * bytes));
 }
 
-/* Item: one term of the pass.  The first of each tile makes operand rows of the intermediate rows of all and interleaves them. */
+/* Item: one term of the pass.  The first of each tile makes operand rows of the intermediate
+ * rows of all and interleaves them. */
 static void mid_tile(void *arg, size_t n)
 {
     forward *f = arg;
@@ -191,7 +195,8 @@ static void add_term(const problem *p, float a, const float *y, float *out, size
     for (size_t h = 0; h < n; h++) out[h] = p->scaled ? fmaf(a, y[h], out[h]) : out[h] + y[h];
 }
 
-/* All-expert: adds the pass's y rows of one panel of H to their tokens' sums.  Terms ascend by expert, as the sum must. */
+/* All-expert: adds the pass's y rows of one panel of H to their tokens' sums.  Terms ascend by
+ * expert, as the sum must. */
 static void add_pass_panel(void *arg, size_t panel)
 {
     forward *f = arg;
@@ -230,7 +235,7 @@ static void store_row(void *arg, size_t t)
     }
 }
 
-/* ---- the path -------------------------------------------------------------------------------------------------------- */
+/* ---- the path -------------------------------------------------------------------------------- */
 
 static void run_pass(forward *f)
 {

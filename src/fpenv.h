@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fpenv.h - the canonical floating-point environment: nearest even, DAZ, FTZ, exceptions masked.
  *
- * fpenv_enter() sets it and returns what was there, for fpenv_leave().  Both are calls into another translation unit's
- * kernels apart from the arithmetic they guard, so that no compiler moves arithmetic across them. */
+ * fpenv_enter() sets it and returns what was there, for fpenv_leave().  Both are calls into
+ * another translation unit's kernels apart from the arithmetic they guard, so that no compiler
+ * moves arithmetic across them. */
 #ifndef MOE_FPENV_H
 #define MOE_FPENV_H
 

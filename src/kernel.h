@@ -1,29 +1,35 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kernel.h - THE CONTRACT between the data path and the kernels: packed panels, operands, kernel tables.
+/* kernel.h - THE CONTRACT between the data path and the kernels: packed panels, operands, kernel
+ * tables.
  *
- * pack.c is the only writer of panels, quantize.c the only writer of operands, src/isa/ holds the only readers.  A kernel
- * gives the bits that docs/numerics.md defines; src/isa/scalar.c is that definition in C.
+ * pack.c is the only writer of panels, quantize.c the only writer of operands, src/isa/ holds
+ * the only readers.  A kernel gives the bits that docs/numerics.md defines; src/isa/scalar.c is
+ * that definition in C.
  *
- * PANELS.  A panel is KERNEL_ROWS output rows and their whole k axis: one stream of 64-byte lines, read once from front to
- * back.  gate_up panels hold the same rows of gate and of up, so that an operand is read once for both.  Rows past the
- * last and k past the last are zero codes.
+ * PANELS.  A panel is KERNEL_ROWS output rows and their whole k axis: one stream of 64-byte
+ * lines, read once from front to back.  gate_up panels hold the same rows of gate and of up, so
+ * that an operand is read once for both.  Rows past the last and k past the last are zero codes.
  *
- *   one line, row r in the 32 bits at byte 4 r: 1 k of f32, 2 of 16 bits, 4 of 8 bits, 8 of 4 bits.  Even k fill the low
- *   16 bits from the bottom, odd k the high 16 bits, so that a shift leaves a pair (2j, 2j+1) at the bottom of the two halves.
+ *   one line, row r in the 32 bits at byte 4 r: 1 k of f32, 2 of 16 bits, 4 of 8 bits, 8 of 4 bits.
+ *   Even k fill the low 16 bits from the bottom, odd k the high 16 bits, so that a shift leaves a
+ *   pair (2j, 2j+1) at the bottom of the two halves.
  *
  *   plain panel      lines j = 0, 1, ...: gate line j, up line j (gate_up), or line j (down)
- *   MX panel         groups of KERNEL_SCALE_LINE / (16 * matrices) blocks, 2 (gate_up) or 4 (down): a line of scale bytes
- *                    (block, matrix, row; byte 127 for blocks past the last), then the blocks' lines: gate 0, up 0, gate 1,
- *                    up 1, ... or line 0, line 1, ...
+ *   MX panel         groups of 2 (gate_up) or 4 (down) blocks: a line of scale bytes (block,
+ *                    matrix, row; 127 for blocks past the last), then the blocks' lines: gate 0,
+ *                    up 0, gate 1, up 1, ... or line 0, line 1, ...
  *
  * k and the blocks are those of docs/numerics.md section 3, in its order.
  *
- * OPERANDS.  The rows x of one token (or of one token and expert, for the down product) are made of 32-bit words:
+ * OPERANDS.  The rows x of one token (or of one token and expert, for the down product) are made
+ * of 32-bit words:
  *   OPERAND_F32    k floats, k even, zero past the last
  *   OPERAND_BF16   k / 2 words: k = 2j in the low half, 2j+1 in the high half
- *   OPERAND_INT8   k / 4 words of codes, in each 8 k the words k0 k4 k1 k5 and k2 k6 k3 k7 as the nibbles of a 4-bit line
- *                  lie; k / 32 floats, half the block's scale; k / 32 int32, -12 times the sum of the block's codes
- * A tile is the rows of `width` tokens, word by word: word n of token t is at [n * width + t].  KERNEL_ALIGN-aligned. */
+ *   OPERAND_INT8   k / 4 words of codes, in each 8 k the words k0 k4 k1 k5 and k2 k6 k3 k7 as the
+ *                  nibbles of a 4-bit line lie; k / 32 floats, half the block's scale; k / 32
+ *                  int32, -12 times the sum of the block's codes
+ * A tile is the rows of `width` tokens, word by word: word n of token t is at [n * width + t].
+ * KERNEL_ALIGN-aligned. */
 #ifndef MOE_KERNEL_H
 #define MOE_KERNEL_H
 
@@ -58,8 +64,8 @@ typedef enum kernel_operand {
     OPERAND_COUNT
 } kernel_operand;
 
-/* The operands of the tokens of one expert: tiles of `width` tokens, the last of what is left, each tile_bytes after the one
- * before. */
+/* The operands of the tokens of one expert: tiles of `width` tokens, the last of what is left,
+ * each tile_bytes after the one before. */
 typedef struct kernel_tiles {
     const uint8_t *x;
     size_t tokens; /* 1 .. KERNEL_TOKENS */
@@ -67,7 +73,8 @@ typedef struct kernel_tiles {
     size_t tile_bytes;
 } kernel_tiles;
 
-/* What happens between the sums and m.  Limits that are not given are infinite; up_offset -0 adds nothing. */
+/* What happens between the sums and m.  Limits that are not given are infinite; up_offset -0
+ * adds nothing. */
 typedef struct kernel_point {
     moe_activation activation; /* SILU and SWIGLU arrive as SWISH with their alpha */
     float alpha, up_offset;
@@ -100,8 +107,9 @@ typedef struct kernel_down {
     size_t y_stride;
 } kernel_down;
 
-/* Kernels read panels and operands only inside what k says and write KERNEL_ROWS floats for each token.  They run in the
- * canonical floating-point environment, allocate nothing and cannot fail.  A slot is NULL where no mode needs it. */
+/* Kernels read panels and operands only inside what k says and write KERNEL_ROWS floats for each
+ * token.  They run in the canonical floating-point environment, allocate nothing and cannot
+ * fail.  A slot is NULL where no mode needs it. */
 typedef void kernel_gate_up_fn(const kernel_gate_up *a);
 typedef void kernel_down_fn(const kernel_down *a);
 
@@ -150,7 +158,8 @@ static inline size_t kernel_group(size_t matrices)
     return KERNEL_LINE / (KERNEL_ROWS * matrices);
 }
 
-/* Where an MX panel has the lines of block n (gate and up interleaved), and its scale bytes [matrix][row]. */
+/* Where an MX panel has the lines of block n (gate and up interleaved), and its scale bytes
+ * [matrix][row]. */
 static inline size_t kernel_block_at(kernel_format f, size_t matrices, size_t n)
 {
     return (n / kernel_group(matrices) + 1) * KERNEL_LINE + n * matrices * kernel_block_bytes(f);

@@ -1,18 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kernel_tmpl.h - the vector kernels, written once over the vocabulary of an instruction set (src/isa/vec_*.h).
+/* kernel_tmpl.h - the vector kernels, written once over the vocabulary of an instruction set
+ * (src/isa/vec_*.h).
  *
- * Included by src/isa/<isa>.c after its vocabulary.  A vec holds KERNEL_ROWS f32, one for each output row of a panel, so that a
- * sum over k is never split: every width of register gives the same bits.  The loops:
+ * Included by src/isa/<isa>.c after its vocabulary.  A vec holds KERNEL_ROWS f32, one for each
+ * output row of a panel, so that a sum over k is never split: every width of register gives the
+ * same bits.  The loops:
  *
  *     for each chunk of 32 k
  *         for gate, up (or down)
  *             widen the chunk's weights to lines of pairs (2j, 2j+1), once for all tokens
  *             for each tile of tokens
  *                 16 steps: one line of weights, a broadcast operand for each token of the tile
- *                 MX: scale the chunk's dot into the sum;  plain: carry it on to the end of the block of 512
+ *                 MX: scale the chunk's dot into the sum;  plain: carry it on, to 512 k
  *
- * Vocabulary: vec, line (64 bytes), ivec (16 int32) and the v_, l_, i_ words used below; VEC_WIDTH, the widest tile whose accumulators
- * stay in registers; VEC_BF16 where the word for OPERAND_BF16 exists. */
+ * Vocabulary: vec, line (64 bytes), ivec (16 int32) and the v_, l_, i_ words used below;
+ * VEC_WIDTH, the widest tile whose accumulators stay in registers; VEC_BF16 where the word for
+ * OPERAND_BF16 exists. */
 #include "kernel.h"
 #include "numeric.h"
 
@@ -24,7 +27,8 @@ enum {
     AHEAD = 4096 /* bytes that the panel is prefetched ahead: docs/performance.md */
 };
 
-/* The sums of a panel and, for plain weights, the dot of the block of 512 that is under way: [matrix][token]. */
+/* The sums of a panel and, for plain weights, the dot of the block of 512 that is under way:
+ * [matrix][token]. */
 typedef struct panel_state {
     float sum[2][KERNEL_TOKENS][KERNEL_ROWS];
     float acc[2][KERNEL_TOKENS][KERNEL_ROWS];
@@ -36,7 +40,7 @@ typedef struct chunk {
     size_t stride, pairs;
 } chunk;
 
-/* ---- weights --------------------------------------------------------------------------------------------------------- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 /* Line j (terms 2j and 2j+1 of every row) of a chunk as pairs of bf16. */
 INLINE line pair_line(const chunk *w, size_t j, kernel_format f)
@@ -64,9 +68,10 @@ INLINE void pair_f32(const chunk *w, size_t j, kernel_format f, vec *even, vec *
     }
 }
 
-/* ---- the dot of a chunk and a tile ----------------------------------------------------------------------------------- */
+/* ---- the dot of a chunk and a tile ----------------------------------------------------------- */
 
-/* acc[t] = fma(x[2j], w[2j], fma(x[2j+1], w[2j+1], acc[t])) for pair j of the chunk; x: the tile's words of the chunk. */
+/* acc[t] = fma(x[2j], w[2j], fma(x[2j+1], w[2j+1], acc[t])) for pair j of the chunk; x: the
+ * tile's words of the chunk. */
 INLINE void dot_pair(const chunk *w, size_t j, const uint8_t *x, size_t width, kernel_format f,
                      kernel_operand o, vec *acc)
 {
@@ -88,7 +93,8 @@ INLINE void dot_pair(const chunk *w, size_t j, const uint8_t *x, size_t width, k
     (void)o;
 }
 
-/* All pairs of the chunk, four at a time, which is the most that a line holds: places in a line are then constants. */
+/* All pairs of the chunk, four at a time, which is the most that a line holds: places in a line
+ * are then constants. */
 INLINE void dot(const chunk *w, const uint8_t *x, size_t width, kernel_format f, kernel_operand o,
                 vec *acc)
 {
@@ -103,7 +109,8 @@ INLINE void dot(const chunk *w, const uint8_t *x, size_t width, kernel_format f,
     for (; j < pairs; j++) dot_pair(w, j, x, width, f, o, acc);
 }
 
-/* How a chunk's dot goes on: into the sum by the block's scales (MX), or from and to the block of 512 (plain). */
+/* How a chunk's dot goes on: into the sum by the block's scales (MX), or from and to the block
+ * of 512 (plain). */
 typedef struct chunk_end {
     float (*sum)[KERNEL_ROWS]; /* [token of the tile] */
     float (*acc)[KERNEL_ROWS];
@@ -188,10 +195,10 @@ INLINE tile_fn *tile_for(kernel_format f, kernel_operand o)
     return f == FORMAT_F32 ? tile_f32 : f == FORMAT_F16 ? tile_f16 : tile_wide;
 }
 
-/* ---- a panel --------------------------------------------------------------------------------------------------------- */
+/* ---- a panel --------------------------------------------------------------------------------- */
 
-/* Every tile against one chunk of one matrix.  One or two tokens take the weights from the panel; more share them, widened
- * to bf16 once. */
+/* Every tile against one chunk of one matrix.  One or two tokens take the weights from the
+ * panel; more share them, widened to bf16 once. */
 INLINE void chunk_tiles(const chunk *w, const kernel_tiles *tiles, size_t word, kernel_format f,
                         kernel_operand o, chunk_end *end)
 {
@@ -241,9 +248,10 @@ INLINE void panel_sums(const uint8_t *panel, size_t matrices, size_t k, const ke
     }
 }
 
-/* ---- int8 operands, MXFP4 weights ------------------------------------------------------------------------------------ */
+/* ---- int8 operands, MXFP4 weights ------------------------------------------------------------ */
 
-/* What a block of a tile has beside its codes, [token]: half its scale and -12 times its codes' sum. */
+/* What a block of a tile has beside its codes, [token]: half its scale and -12 times its codes'
+ * sum. */
 typedef struct int8_block {
     const uint8_t *codes;
     const float *half_scale;
@@ -258,8 +266,8 @@ INLINE int8_block int8_block_of(const uint8_t *tile, size_t k, size_t c, size_t 
                         (const float *)(const void *)scale, (const int32_t *)(const void *)offset};
 }
 
-/* The exact dots of a block as int32: weights are taken as 12 + twice the e2m1 value, which the offset takes back.  A chunk's
- * lines are those of the panel, or, ready, bytes in lines of 4 k. */
+/* The exact dots of a block as int32: weights are taken as 12 + twice the e2m1 value, which the
+ * offset takes back.  A chunk's lines are those of the panel, or, ready, bytes in lines of 4 k. */
 INLINE void int8_tile(const chunk *w, int ready, const int8_block *b, size_t width,
                       const chunk_end *end)
 {
@@ -335,7 +343,7 @@ INLINE void int8_sums(const uint8_t *panel, size_t matrices, size_t k, const ker
     }
 }
 
-/* ---- elementary functions: the sequences of numeric.h ---------------------------------------------------------------- */
+/* ---- elementary functions: the sequences of numeric.h ---------------------------------------- */
 
 INLINE vec v_c(float x)
 {
@@ -397,7 +405,7 @@ INLINE vec activate_vec(const kernel_point *p, vec g)
     }
 }
 
-/* ---- from the sums to the rows --------------------------------------------------------------------------------------- */
+/* ---- from the sums to the rows --------------------------------------------------------------- */
 
 INLINE vec affine_vec(vec v, const kernel_rows *rows)
 {
@@ -428,7 +436,7 @@ static void finish_down(const kernel_down *a, const panel_state *s)
         v_store(a->y + t * a->y_stride, affine_vec(v_load(s->sum[0][t]), &a->down));
 }
 
-/* ---- the table ------------------------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 #define KERNEL_PAIR(name, format, operand)                                                         \
     static void gate_up_##name(const kernel_gate_up *a)                                            \

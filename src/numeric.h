@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* numeric.h - number formats and elementary functions, in the one way that canon 1 allows (docs/numerics.md).
+/* numeric.h - number formats and elementary functions, in the one way that canon 1 allows
+ * (docs/numerics.md).
  *
- * Owns every conversion between the formats of the operator and f32, and the activations.  All functions assume the
- * canonical floating-point environment (fpenv.h): round to nearest even, subnormal f32 operands count as zero, subnormal f32
- * results become zero.  The widening conversions and the roundings work on integers and hold in any environment. */
+ * Owns every conversion between the formats of the operator and f32, and the activations.  All
+ * functions assume the canonical floating-point environment (fpenv.h): round to nearest even,
+ * subnormal f32 operands count as zero, subnormal f32 results become zero.  The widening
+ * conversions and the roundings work on integers and hold in any environment. */
 #ifndef MOE_NUMERIC_H
 #define MOE_NUMERIC_H
 
@@ -42,7 +44,7 @@ static inline float num_pow2(int n)
     return num_float((uint32_t)(n + 127) << 23);
 }
 
-/* ---- widening: exact ------------------------------------------------------------------------------------------------- */
+/* ---- widening: exact ------------------------------------------------------------------------- */
 
 static inline float num_from_bf16(uint16_t b)
 {
@@ -60,7 +62,8 @@ static inline float num_from_f16(uint16_t h)
     return num_float(sign | (113 - shift) << 23 | ((mantissa << shift) & 0x3FFu) << 13);
 }
 
-/* e4m3 below exponent field 15, which both kinds share: +-(1 + m/8) 2^(e-7), or +-(m/8) 2^-6 if e = 0. */
+/* e4m3 below exponent field 15, which both kinds share: +-(1 + m/8) 2^(e-7), or +-(m/8) 2^-6 if
+ * e = 0. */
 static inline float num_from_e4m3_finite(uint8_t c)
 {
     uint32_t sign = (uint32_t)(c & 0x80u) << 24, exponent = (c >> 3) & 15u, mantissa = c & 7u;
@@ -76,7 +79,8 @@ static inline float num_from_e4m3fn(uint8_t c)
     return (c & 0x7F) == 0x7F ? num_nan() : num_from_e4m3_finite(c);
 }
 
-/* e4m3 as IEEE would have it: exponent field 15 is infinity (mantissa 0) or NaN, largest finite 240. */
+/* e4m3 as IEEE would have it: exponent field 15 is infinity (mantissa 0) or NaN, largest finite
+ * 240. */
 static inline float num_from_e4m3_ieee(uint8_t c)
 {
     if ((c & 0x78) != 0x78) return num_from_e4m3_finite(c);
@@ -98,8 +102,8 @@ static inline float num_from_e2m1(unsigned code)
     return table[code & 15];
 }
 
-/* An e8m0 scale s is applied to x as (x * num_e8m0_low(s)) * num_e8m0(s): 2^-127 is no normal f32, so that s = 0 is taken
- * in two steps of 1/2 and 2^-126.  s = 255 is NaN. */
+/* An e8m0 scale s is applied to x as (x * num_e8m0_low(s)) * num_e8m0(s): 2^-127 is no normal
+ * f32, so that s = 0 is taken in two steps of 1/2 and 2^-126.  s = 255 is NaN. */
 static inline float num_e8m0_low(uint8_t s)
 {
     return s == 0 ? 0.5f : 1.0f;
@@ -111,7 +115,7 @@ static inline float num_e8m0(uint8_t s)
     return num_pow2((s == 0 ? 1 : s) - 127);
 }
 
-/* ---- rounding: to nearest, ties to even; every NaN becomes the canonical one ----------------------------------------- */
+/* ---- rounding: to nearest, ties to even; every NaN becomes the canonical one ----------------- */
 
 static inline bool num_is_nan(float x)
 {
@@ -153,8 +157,7 @@ static inline float num_to_f32(float x)
 static inline uint8_t num_to_e4m3fn(float y)
 {
     uint32_t b = num_bits(y), sign = b >> 24 & 0x80u, a = b & NUM_ABS_MASK;
-    if (a <
-        0x3C800000u) { /* below 2^-6: multiples of 2^-9, found by the rounding of an addition to 2^14 */
+    if (a < 0x3C800000u) { /* below 2^-6: multiples of 2^-9, rounded by adding 2^14 */
         float q = num_float(a) + 16384.0f;
         return (uint8_t)(sign | (num_bits(q) & 0xFu));
     }
@@ -162,10 +165,10 @@ static inline uint8_t num_to_e4m3fn(float y)
     return (uint8_t)(sign | (a + 0x7FFFFu + (a >> 20 & 1u)) >> 20);
 }
 
-/* ---- elementary functions -------------------------------------------------------------------------------------------- */
+/* ---- elementary functions -------------------------------------------------------------------- */
 
-/* exp(hi + lo) for a small lo (the rounding error of hi): 2^n * p(r), n = round(hi / ln 2), r the rest, p of degree 6, within
- * 1.4 units of 2^-24.  Above 88.73 infinity, below -87.34 zero. */
+/* exp(hi + lo) for a small lo (the rounding error of hi): 2^n * p(r), n = round(hi / ln 2), r
+ * the rest, p of degree 6, within 1.4 units of 2^-24.  Above 88.73 infinity, below -87.34 zero. */
 static inline float num_exp(float hi, float lo)
 {
     const float log2e = 0x1.715476p+0f, ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f;
@@ -193,7 +196,8 @@ static inline float num_swish(float g, float alpha)
     return g / (1.0f + num_exp(-z, -fmaf(alpha, g, -z)));
 }
 
-/* g * Phi(g), Phi the normal distribution: with a = |g|, Phi(-a) = exp(-a^2/2) * R(a), R a polynomial in (a-4)/(a+4). */
+/* g * Phi(g), Phi the normal distribution: with a = |g|, Phi(-a) = exp(-a^2/2) * R(a), R a
+ * polynomial in (a-4)/(a+4). */
 static inline float num_gelu(float g)
 {
     float a = fabsf(g);

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pack.c - from the operator's tensors to panels: the only writer of the packed layout (kernel.h).
+/* pack.c - from the operator's tensors to panels: the only writer of the packed layout
+ * (kernel.h).
  *
- * Every source is read as src[base(k) + column(row)]: the layouts of the operator differ only in these two.  Codes are moved,
- * never decoded. */
+ * Every source is read as src[base(k) + column(row)]: the layouts of the operator differ only in
+ * these two.  Codes are moved, never decoded. */
 #include "pack.h"
 
 #include "axis.h"
 #include "checked.h"
 
-/* A matrix as a panel sees it: the column of the source for each row, with mask 0 (and column 0) for a row that has none. */
+/* A matrix as a panel sees it: the column of the source for each row, with mask 0 (and column 0)
+ * for a row that has none. */
 typedef struct columns {
     size_t at[KERNEL_ROWS];
     uint32_t mask[KERNEL_ROWS];
@@ -27,7 +29,8 @@ static size_t plain_base(const source *s, size_t k)
     return s->down ? (s->e * p->I + k) * p->H : ((s->e * p->H + k) * 2 + s->g) * p->I;
 }
 
-/* Word (partition of a block's first term, column 0) of MX weights, and the words from one partition to the next. */
+/* Word (partition of a block's first term, column 0) of MX weights, and the words from one
+ * partition to the next. */
 static size_t mx_base(const source *s, axis_place a, size_t *stride)
 {
     const problem *p = s->p;
@@ -51,7 +54,8 @@ static void set_column(columns *c, size_t r, size_t at)
     c->mask[r] = at == AXIS_PAD ? 0 : UINT32_MAX;
 }
 
-/* Rows 16 panel .. of the intermediate are columns i of gate and up; those of the output columns h of down. */
+/* Rows 16 panel .. of the intermediate are columns i of gate and up; those of the output columns
+ * h of down. */
 static columns gate_up_columns(const problem *p, size_t panel)
 {
     columns c;
@@ -73,7 +77,7 @@ static columns down_columns(const problem *p, size_t panel)
     return c;
 }
 
-/* ---- lines ----------------------------------------------------------------------------------------------------------- */
+/* ---- lines ----------------------------------------------------------------------------------- */
 
 static inline uint32_t load(const void *src, size_t i, unsigned bits)
 {
@@ -88,7 +92,8 @@ static inline unsigned place(size_t k, unsigned bits)
     return bits == 32 ? 0 : (unsigned)(k & 1) * 16 + (unsigned)(k >> 1) * bits;
 }
 
-/* The k terms of one plain matrix, and a zero term if they are odd in number, as lines at dst, dst + stride, ... */
+/* The k terms of one plain matrix, and a zero term if they are odd in number, as lines at dst,
+ * dst + stride, ... */
 static inline void write_plain(const source *s, const void *src, const columns *c, size_t k,
                                unsigned bits, uint8_t *dst, size_t stride)
 {
@@ -103,7 +108,8 @@ static inline void write_plain(const source *s, const void *src, const columns *
     }
 }
 
-/* One block of one MX matrix: 8 partitions of words of four codes.  Term k = 8 q + partition is at position q of its word. */
+/* One block of one MX matrix: 8 partitions of words of four codes.  Term k = 8 q + partition is
+ * at position q of its word. */
 static inline void write_block(const source *s, const void *src, const columns *c, axis_place first,
                                unsigned bits, uint8_t *dst, size_t stride)
 {
@@ -161,14 +167,15 @@ static void write_panel(source s, const moe_tensor *weights, const moe_tensor *s
     }
 }
 
-/* ---- f32 rows -------------------------------------------------------------------------------------------------------- */
+/* ---- f32 rows -------------------------------------------------------------------------------- */
 
 static bool has_row_scale(const problem *p)
 {
     return !p->mx && p->args->expert_gate_up_weights_scale != NULL;
 }
 
-/* One row of `count` floats: element base + column, or base if the scale is static; zero for padding. */
+/* One row of `count` floats: element base + column, or base if the scale is static; zero for
+ * padding. */
 static float *write_row(float *dst, const moe_tensor *t, size_t base, const columns *c, bool one)
 {
     for (size_t r = 0; r < KERNEL_ROWS; r++)
@@ -248,7 +255,7 @@ kernel_rows pack_down_rows(const problem *p, const pack_layout *l, const uint8_t
     return rows(p, p->args->expert_down_bias, first, 1, 0);
 }
 
-/* ---- sizes ----------------------------------------------------------------------------------------------------------- */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
 size_t pack_mid_k(const problem *p, const pack_layout *l, size_t e)
 {

@@ -5,12 +5,13 @@
 
 #include "problem.h"
 
-/* Where an expert's panels lie in its memory; the same for every expert of a call.  A panel is its stream of lines, then the
- * f32 rows that the call has: gate scale, up scale, gate bias, up bias; down scale, down bias. */
+/* Where an expert's panels lie in its memory; the same for every expert of a call.  A panel is
+ * its stream of lines, then the f32 rows that the call has: gate scale, up scale, gate bias, up
+ * bias; down scale, down bias. */
 typedef struct pack_layout {
     size_t hidden_k; /* k of the gate and up products: H, padded to even */
-    size_t
-        mid_k; /* k of the down product: I padded to even, or all lanes; one expert may have fewer */
+    /* k of the down product: I padded to even, or all lanes; one expert may have fewer */
+    size_t mid_k;
     size_t gate_up_panels; /* ceil(mid_k / KERNEL_ROWS) */
     size_t down_panels;    /* ceil(H / KERNEL_ROWS) */
     size_t gate_up_bytes;  /* of one panel with its rows */
@@ -24,7 +25,8 @@ typedef struct pack_layout {
 /* False if a size does not fit. */
 bool pack_layout_of(const problem *p, pack_layout *l);
 
-/* k of expert e's down product and rows of its intermediate: trailing lane blocks of pads with zero down weights are left out. */
+/* k of expert e's down product and rows of its intermediate: trailing lane blocks of pads with
+ * zero down weights are left out. */
 size_t pack_mid_k(const problem *p, const pack_layout *l, size_t e);
 
 /* Fill panel number `panel` of expert e; expert: its memory, l->bytes at KERNEL_ALIGN. */

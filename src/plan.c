@@ -12,7 +12,7 @@ enum {
     PASS_PACKED = 64 << 20 /* bytes of packed experts that a pass holds, one expert at least */
 };
 
-/* ---- sizes ----------------------------------------------------------------------------------------------------------- */
+/* ---- sizes ----------------------------------------------------------------------------------- */
 
 /* Reserves count items of `unit` bytes at the end of the block. */
 static bool reserve(plan_scratch *s, size_t count, size_t unit, size_t *offset)
@@ -67,7 +67,7 @@ bool plan_size(const problem *p, const kernel_table *kernels, call_plan *plan)
            reserve(s, p->E_L + 1, sizeof(size_t), &s->begin);
 }
 
-/* ---- routing --------------------------------------------------------------------------------------------------------- */
+/* ---- routing --------------------------------------------------------------------------------- */
 
 static bool is_zero(float affinity)
 {
@@ -162,7 +162,7 @@ void plan_route(call_plan *plan, uint8_t *memory)
         route_selected(plan, (size_t *)(void *)(memory + plan->scratch.begin));
 }
 
-/* ---- passes ---------------------------------------------------------------------------------------------------------- */
+/* ---- passes ---------------------------------------------------------------------------------- */
 
 bool plan_next(call_plan *plan, size_t *next, plan_pass *pass)
 {

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* plan.h - from routing to work: which expert sees which tokens, in what order, and how much scratch that takes.
+/* plan.h - from routing to work: which expert sees which tokens, in what order, and how much
+ * scratch that takes.
  *
- * Pure: reads the index and affinity tensors, computes nothing.  Work is a list of groups (one expert, at most KERNEL_TOKENS of its
- * tokens), sorted by expert, cut into passes whose scratch is bounded. */
+ * Pure: reads the index and affinity tensors, computes nothing.  Work is a list of groups (one
+ * expert, at most KERNEL_TOKENS of its tokens), sorted by expert, cut into passes whose scratch
+ * is bounded. */
 #ifndef MOE_PLAN_H
 #define MOE_PLAN_H
 
@@ -36,10 +38,10 @@ typedef struct plan_scratch {
     size_t mid_operand;        /* the same as operand rows of the down product */
     size_t mid_operand_row;    /* bytes of one */
     size_t mid_tile;           /* the same as tiles */
-    size_t y, y_row;           /* f32 y rows, of all terms or (all-expert) of a pass; floats of a row */
-    size_t out;                /* f32 sums [T][y_row] */
-    size_t term, group;        /* the two lists */
-    size_t begin;              /* counting sort: E_L + 1 */
+    size_t y, y_row;    /* f32 y rows, of all terms or (all-expert) of a pass; floats of a row */
+    size_t out;         /* f32 sums [T][y_row] */
+    size_t term, group; /* the two lists */
+    size_t begin;       /* counting sort: E_L + 1 */
     size_t bytes;
 } plan_scratch;
 
@@ -55,14 +57,15 @@ typedef struct call_plan {
     size_t groups;
 } call_plan;
 
-/* Sizes the scratch of a call.  Depends on dimensions and modes alone, so that equal calls need equal scratch.  False if a
- * size does not fit. */
+/* Sizes the scratch of a call.  Depends on dimensions and modes alone, so that equal calls need
+ * equal scratch.  False if a size does not fit. */
 bool plan_size(const problem *p, const kernel_table *kernels, call_plan *plan);
 
 /* Reads the routing and fills the lists, which lie in memory (plan->scratch.bytes). */
 void plan_route(call_plan *plan, uint8_t *memory);
 
-/* Selective mode: the expert of slot k of token t and its affinity; false if the slot contributes nothing. */
+/* Selective mode: the expert of slot k of token t and its affinity; false if the slot
+ * contributes nothing. */
 bool plan_slot(const problem *p, size_t t, size_t k, size_t *expert, float *affinity);
 
 /* The pass that starts at group number *next; moves *next on.  No groups are left: false. */

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* problem.h - one call, checked: what validate.c makes of moe_tkg_args and everything below works from.
+/* problem.h - one call, checked: what validate.c makes of moe_tkg_args and everything below
+ * works from.
  *
  * Nothing in it can be wrong any more; functions that take one cannot fail but for memory. */
 #ifndef MOE_PROBLEM_H
@@ -34,8 +35,8 @@ typedef struct problem {
 /* Checks all that can be checked without reading tensor data and fills *p (rank is 0 then). */
 moe_status problem_shape(const moe_tkg_args *args, problem *p);
 
-/* problem_shape, then the data: pointers, alignment, aliasing, rank_id, expert_index.  After MOE_OK every index that the
- * call will use is in range. */
+/* problem_shape, then the data: pointers, alignment, aliasing, rank_id, expert_index.  After
+ * MOE_OK every index that the call will use is in range. */
 moe_status problem_check(const moe_tkg_args *args, const void *output, size_t output_bytes,
                          problem *p);
 

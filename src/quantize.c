@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* quantize.c - hidden and intermediate values to operands: the modes of docs/numerics.md section 6.
+/* quantize.c - hidden and intermediate values to operands: the modes of docs/numerics.md section
+ * 6.
  *
- * Owns the reading of hidden_input in all its layouts and the order of k in operands.  Runs in the canonical environment. */
+ * Owns the reading of hidden_input in all its layouts and the order of k in operands.  Runs in
+ * the canonical environment. */
 #include "quantize.h"
 
 #include "axis.h"
@@ -9,7 +11,7 @@
 
 enum { CODE_NAN = 0x7F };
 
-/* ---- operands -------------------------------------------------------------------------------------------------------- */
+/* ---- operands -------------------------------------------------------------------------------- */
 
 /* Whether m is rounded to bf16: hidden is, and the down weights are exact in bf16. */
 static bool rounds_mid(const problem *p)
@@ -18,7 +20,8 @@ static bool rounds_mid(const problem *p)
            p->down != FORMAT_F32;
 }
 
-/* bf16 operands lose nothing if `exact` says that every value is one, and need kernels that take them. */
+/* bf16 operands lose nothing if `exact` says that every value is one, and need kernels that take
+ * them. */
 static kernel_operand operand(const problem *p, bool exact, bool kernel)
 {
     if (p->act == MOE_ACT_INT8) return OPERAND_INT8;
@@ -49,7 +52,7 @@ void quantize_tile(const uint32_t *const *rows, size_t width, size_t words, uint
         for (size_t t = 0; t < width; t++) tile[n * width + t] = rows[t][n];
 }
 
-/* ---- one block ------------------------------------------------------------------------------------------------------- */
+/* ---- one block ------------------------------------------------------------------------------- */
 
 static uint32_t largest_abs(const float *v)
 {
@@ -135,9 +138,10 @@ static void put(kernel_operand o, const float *v, size_t first, size_t n, uint32
         row[(first + i) / 2] = num_bits(v[i]) >> 16 | (num_bits(v[i + 1]) & 0xFFFF0000u);
 }
 
-/* ---- hidden ---------------------------------------------------------------------------------------------------------- */
+/* ---- hidden ---------------------------------------------------------------------------------- */
 
-/* The k-th value of a pre-quantised row: the scale of block b of 8 partitions is at partition 32 (b / 4) + b % 4. */
+/* The k-th value of a pre-quantised row: the scale of block b of 8 partitions is at partition 32
+ * (b / 4) + b % 4. */
 static float prequantised_at(const problem *p, size_t t, size_t k)
 {
     axis_place a = axis_place_of(k, 128);
@@ -173,7 +177,7 @@ void quantize_hidden(const problem *p, kernel_operand o, size_t t, size_t k, uin
     }
 }
 
-/* ---- intermediate ---------------------------------------------------------------------------------------------------- */
+/* ---- intermediate ---------------------------------------------------------------------------- */
 
 void quantize_mid(const problem *p, kernel_operand o, const float *m, size_t k, uint32_t *row)
 {

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* quantize.h - operands: hidden rows and intermediate rows in the form that kernels eat (kernel.h). */
+/* quantize.h - operands: hidden rows and intermediate rows in the form that kernels eat
+ * (kernel.h). */
 #ifndef MOE_QUANTIZE_H
 #define MOE_QUANTIZE_H
 

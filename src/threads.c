@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* threads.c - fork and join over an index range: one loop at a time, indices dealt out one by one.
+/* threads.c - fork and join over an index range: one loop at a time, indices dealt out one by
+ * one.
  *
- * Workers sleep on a condition variable between loops, block every signal, and run in the canonical floating-point
- * environment for life. */
+ * Workers sleep on a condition variable between loops, block every signal, and run in the
+ * canonical floating-point environment for life. */
 #define _POSIX_C_SOURCE 200809L
 #include "threads.h"
 

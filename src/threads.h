@@ -9,7 +9,8 @@
 
 typedef struct threads threads;
 
-/* A pool in which `count` threads work, the caller of a loop among them; fewer if the system gives fewer.  NULL: no memory. */
+/* A pool in which `count` threads work, the caller of a loop among them; fewer if the system
+ * gives fewer.  NULL: no memory. */
 threads *threads_create(int count, const allocator *m);
 
 /* Joins and frees.  No loop may be running. */
@@ -24,8 +25,8 @@ int threads_count(const threads *t);
 bool threads_take(threads *t);
 void threads_give(threads *t);
 
-/* Calls body(arg, i) for every i < n, each once, on the pool's threads and the caller's, in any order, and returns when all are
- * done.  t NULL: on the caller's alone. */
+/* Calls body(arg, i) for every i < n, each once, on the pool's threads and the caller's, in any
+ * order, and returns when all are done.  t NULL: on the caller's alone. */
 void threads_loop(threads *t, size_t n, void (*body)(void *arg, size_t i), void *arg);
 
 #endif

@@ -1,14 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* validate.c - the arguments of a call, judged without reading a tensor: flags, enumerators, scalars, combinations.
+/* validate.c - the arguments of a call, judged without reading a tensor: flags, enumerators,
+ * scalars, combinations.
  *
- * The rules are those of the operator (docs/operator.md); each refusal names the parameter, its value and what it must be.
- * validate_shape.c judges the tensors' descriptions, validate_data.c what their pointers point to. */
+ * The rules are those of the operator (docs/operator.md); each refusal names the parameter, its
+ * value and what it must be. validate_shape.c judges the tensors' descriptions, validate_data.c
+ * what their pointers point to. */
 #include "validate.h"
 #include "error.h"
 
 #include <math.h>
 
-/* ---- single values --------------------------------------------------------------------------------------------------- */
+/* ---- single values --------------------------------------------------------------------------- */
 
 static moe_status flag(const char *name, int32_t value)
 {
@@ -82,7 +84,7 @@ static moe_status check_struct_size(const moe_tkg_args *a)
     return MOE_OK;
 }
 
-/* ---- combinations ---------------------------------------------------------------------------------------------------- */
+/* ---- combinations ---------------------------------------------------------------------------- */
 
 static moe_status check_modes(const moe_tkg_args *a)
 {
@@ -135,7 +137,8 @@ static moe_status swiglu_parameter(const char *name, bool swiglu, moe_optional_f
     return MOE_OK;
 }
 
-/* Fills p->point: SiLU and SwiGLU become Swish with their alpha, a limit that is not given infinite, and no offset -0. */
+/* Fills p->point: SiLU and SwiGLU become Swish with their alpha, a limit that is not given
+ * infinite, and no offset -0. */
 static moe_status check_point(const moe_tkg_args *a, kernel_point *point)
 {
     bool swiglu = a->activation_fn == MOE_SWIGLU;
@@ -160,7 +163,8 @@ static moe_status check_point(const moe_tkg_args *a, kernel_point *point)
     return MOE_OK;
 }
 
-/* The operator's rule for the block size of its dynamic mode.  No tokens, no blocks: T = 0 leaves the rules on T out. */
+/* The operator's rule for the block size of its dynamic mode.  No tokens, no blocks: T = 0
+ * leaves the rules on T out. */
 static moe_status check_block_size(const moe_tkg_args *a, int64_t T)
 {
     if (!a->block_size.given) return MOE_OK;
@@ -168,12 +172,12 @@ static moe_status check_block_size(const moe_tkg_args *a, int64_t T)
     if (b >= 1 && b % step == 0 && (T == 0 || (T % b == 0 && b <= T / 2))) return MOE_OK;
     return error_set(
         MOE_E_VALUE,
-        "block_size = %lld: must divide T = %lld, be at most T / 2, and be a multiple of 8 below 32, of 32 "
-        "below 128, of 128 from there",
+        "block_size = %lld: must divide T = %lld, be at most T / 2, and be a multiple of 8 "
+        "below 32, of 32 below 128, of 128 from there",
         (long long)b, (long long)T);
 }
 
-/* ---- the whole ------------------------------------------------------------------------------------------------------- */
+/* ---- the whole ------------------------------------------------------------------------------- */
 
 static moe_status check_act(const moe_tkg_args *a, problem *p)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* validate_data.c - what the tensors of a call point to: presence, alignment, overlap with the output, rank_id and the
- * expert indices.  Reads no other data. */
+/* validate_data.c - what the tensors of a call point to: presence, alignment, overlap with the
+ * output, rank_id and the expert indices.  Reads no other data. */
 #include "checked.h"
 #include "error.h"
 #include "numeric.h"
@@ -97,10 +97,10 @@ static moe_status check_rank(problem *p)
     int64_t rank = problem_integer(p->args->rank_id, 0);
     size_t ranks = p->E / p->E_L;
     if (rank < 0 || (uint64_t)rank >= ranks)
-        return error_set(
-            MOE_E_RANK_RANGE,
-            "rank_id = %lld: must be in [0, %zu): E = %zu affinity columns for E_L = %zu experts a rank",
-            (long long)rank, ranks, p->E, p->E_L);
+        return error_set(MOE_E_RANK_RANGE,
+                         "rank_id = %lld: must be in [0, %zu): E = %zu affinity columns, "
+                         "E_L = %zu experts a rank",
+                         (long long)rank, ranks, p->E, p->E_L);
     p->rank = (size_t)rank;
     return MOE_OK;
 }

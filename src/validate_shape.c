@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* validate_shape.c - the descriptions of a call's tensors: element types, layouts, ranks, dimensions, and how they fit together. */
+/* validate_shape.c - the descriptions of a call's tensors: element types, layouts, ranks,
+ * dimensions, and how they fit together. */
 #include "checked.h"
 #include "error.h"
 #include "validate.h"
@@ -17,7 +18,7 @@ enum {
     SCALES = BIT(MOE_F32) | BIT(MOE_E8M0)
 };
 
-/* ---- one tensor ------------------------------------------------------------------------------------------------------ */
+/* ---- one tensor ------------------------------------------------------------------------------ */
 
 static const char *shape_text(const int64_t *shape, int rank, char *text)
 {
@@ -29,7 +30,8 @@ static const char *shape_text(const int64_t *shape, int rank, char *text)
     return text;
 }
 
-/* What any tensor must be: known enumerators, an element type of the set, a sane rank, dimensions whose bytes fit. */
+/* What any tensor must be: known enumerators, an element type of the set, a sane rank,
+ * dimensions whose bytes fit. */
 static moe_status check_tensor(const char *name, const moe_tensor *t, unsigned dtypes, bool sbuf)
 {
     char text[TEXT];
@@ -115,7 +117,7 @@ static moe_status at_least_one(const char *name, const char *dimension, int64_t 
                      (long long)value);
 }
 
-/* ---- all of them ---------------------------------------------------------------------------------------------------------- */
+/* ---- all of them ----------------------------------------------------------------------------- */
 
 static bool is_mx(moe_dtype dtype)
 {

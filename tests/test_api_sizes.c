@@ -166,6 +166,7 @@ static const int64_t LARGE[] = {
     INT64_MAX / 512 + 1,
     ((int64_t)1 << 54),
     3037000500, /* the first whose square is past 2^63 */
+    0,          /* which excuses no other dimension */
 };
 
 enum { TOO_LARGE = STATUS(MOE_E_OVERFLOW) | STATUS(MOE_E_SHAPE) | STATUS(MOE_E_DIM) };

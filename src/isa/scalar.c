@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* scalar.c - the kernels of canon 1 in plain C: with numeric.h and quantize.c the normative text of docs/numerics.md.
+/* scalar.c - the kernels of canon 1 in plain C: with numeric.h and quantize.c the normative text
+ * of docs/numerics.md.
  *
- * Every other instruction set's kernels equal these bit for bit.  Written to be read: a block of weights is widened to f32,
- * and each token's dot products with it are taken in canonical order. */
+ * Every other instruction set's kernels equal these bit for bit.  Written to be read: a block of
+ * weights is widened to f32, and each token's dot products with it are taken in canonical order. */
 #include "kernel.h"
 #include "numeric.h"
 
@@ -10,7 +11,7 @@
 typedef float block_weights[2][KERNEL_PLAIN][KERNEL_ROWS];
 typedef float panel_sums[2][KERNEL_TOKENS][KERNEL_ROWS];
 
-/* ---- weights --------------------------------------------------------------------------------------------------------- */
+/* ---- weights --------------------------------------------------------------------------------- */
 
 /* The code of row r and term n of the line, its 32 bits being word. */
 static inline uint32_t code_of(uint32_t word, size_t n, kernel_format f)
@@ -45,7 +46,7 @@ static inline void widen(const uint8_t *lines, size_t stride, size_t k, kernel_f
     }
 }
 
-/* ---- dot products ---------------------------------------------------------------------------------------------------- */
+/* ---- dot products ---------------------------------------------------------------------------- */
 
 /* Tiles are one token wide here: a tile is a row. */
 static inline const void *row_of(const kernel_tiles *tiles, size_t t)
@@ -106,8 +107,8 @@ static inline void mx_sums(const uint8_t *panel, size_t matrices, size_t k,
     }
 }
 
-/* MXFP4 weights and int8 operands: each block's dot is an exact integer of twice the e2m1 values.  Codes lie in the order that
- * kernel.h gives; half[n] is half of block n's scale. */
+/* MXFP4 weights and int8 operands: each block's dot is an exact integer of twice the e2m1
+ * values.  Codes lie in the order that kernel.h gives; half[n] is half of block n's scale. */
 static inline void int8_sums(const uint8_t *panel, size_t matrices, size_t k,
                              const kernel_tiles *tiles, panel_sums sum)
 {
@@ -149,7 +150,7 @@ static inline void sums(const uint8_t *panel, size_t matrices, size_t k, const k
         plain_sums(panel, matrices, k, tiles, f, w, sum);
 }
 
-/* ---- from the sums to the rows --------------------------------------------------------------------------------------- */
+/* ---- from the sums to the rows --------------------------------------------------------------- */
 
 /* v * scale + bias, each only if it is there. */
 static inline float affine(float v, const kernel_rows *rows, size_t r)
@@ -198,7 +199,7 @@ static inline void down(const kernel_down *a, kernel_format f, kernel_operand o)
             a->y[t * a->y_stride + r] = affine(sum[0][t][r], &a->down, r);
 }
 
-/* ---- the table ------------------------------------------------------------------------------------------------------- */
+/* ---- the table ------------------------------------------------------------------------------- */
 
 #define KERNEL_PAIR(name, format, operand)                                                         \
     static void gate_up_##name(const kernel_gate_up *a)                                            \

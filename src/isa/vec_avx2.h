@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* vec_avx2.h - the vocabulary of kernel_tmpl.h in AVX2, FMA and F16C: two registers for each vec. */
+/* vec_avx2.h - the vocabulary of kernel_tmpl.h in AVX2, FMA and F16C: two registers for each
+ * vec. */
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -16,7 +17,7 @@ typedef struct line {
 
 typedef line ivec;
 
-/* ---- f32 ------------------------------------------------------------------------------------------------------------- */
+/* ---- f32 ------------------------------------------------------------------------------------- */
 
 V_INLINE vec v_zero(void)
 {
@@ -100,7 +101,7 @@ V_INLINE vec v_scale(vec p, vec t, vec magic)
     return (vec){half_scale(p.a, t.a, magic.a), half_scale(p.b, t.b, magic.b)};
 }
 
-/* ---- e8m0 scales, a byte for each row: num_e8m0 and num_e8m0_low ----------------------------------------------------- */
+/* ---- e8m0 scales, a byte for each row: num_e8m0 and num_e8m0_low ----------------------------- */
 
 V_INLINE __m256 half_e8m0(const uint8_t *s)
 {
@@ -133,7 +134,7 @@ V_INLINE int l_has_zero(const uint8_t *s)
     return _mm_movemask_epi8(_mm_cmpeq_epi8(e, _mm_setzero_si128())) != 0;
 }
 
-/* ---- lines ----------------------------------------------------------------------------------------------------------- */
+/* ---- lines ----------------------------------------------------------------------------------- */
 
 V_INLINE line l_load(const uint8_t *p)
 {
@@ -239,7 +240,7 @@ V_INLINE line l_e4m3(line x, int j, int ieee)
     return (line){half_e4m3(x.a, ieee), half_e4m3(x.b, ieee)};
 }
 
-/* ---- int8 ------------------------------------------------------------------------------------------------------------ */
+/* ---- int8 ------------------------------------------------------------------------------------ */
 
 V_INLINE ivec i_set1(int32_t x)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* vec_avx512.h - the vocabulary of kernel_tmpl.h in AVX-512 F, BW, DQ, VL; with VEC_VBMI, VEC_VNNI, VEC_BF16 defined by the
- * including file also those. */
+/* vec_avx512.h - the vocabulary of kernel_tmpl.h in AVX-512 F, BW, DQ, VL; with VEC_VBMI,
+ * VEC_VNNI, VEC_BF16 defined by the including file also those. */
 #include <immintrin.h>
 #include <stdint.h>
 
@@ -11,7 +11,7 @@ typedef __m512 vec;
 typedef __m512i line;
 typedef __m512i ivec;
 
-/* ---- f32 ------------------------------------------------------------------------------------------------------------- */
+/* ---- f32 ------------------------------------------------------------------------------------- */
 
 V_INLINE vec v_zero(void)
 {
@@ -82,7 +82,7 @@ V_INLINE vec v_scale(vec p, vec t, vec magic)
     return v_mul(v_mul(p, v_pow2(half)), v_pow2(_mm512_sub_epi32(k, half)));
 }
 
-/* ---- e8m0 scales, a byte for each row: num_e8m0 and num_e8m0_low ----------------------------------------------------- */
+/* ---- e8m0 scales, a byte for each row: num_e8m0 and num_e8m0_low ----------------------------- */
 
 V_INLINE vec v_e8m0(const uint8_t *s)
 {
@@ -105,7 +105,7 @@ V_INLINE int l_has_zero(const uint8_t *s)
     return _mm_movemask_epi8(_mm_cmpeq_epi8(e, _mm_setzero_si128())) != 0;
 }
 
-/* ---- lines ----------------------------------------------------------------------------------------------------------- */
+/* ---- lines ----------------------------------------------------------------------------------- */
 
 V_INLINE line l_load(const uint8_t *p)
 {
@@ -137,7 +137,8 @@ V_INLINE void v_from_f16(line a, vec *even, vec *odd)
     *odd = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(a, 16)));
 }
 
-/* Pair j of the four in a line of e2m1: both 16-bit halves have their code at bit 4 j; the table ignores the bits above. */
+/* Pair j of the four in a line of e2m1: both 16-bit halves have their code at bit 4 j; the table
+ * ignores the bits above. */
 V_INLINE line l_e2m1(line a, int j)
 {
     const __m512i table = _mm512_set_epi16(
@@ -186,7 +187,7 @@ V_INLINE vec v_dot_bf16(vec acc, line w, const uint8_t *p)
 }
 #endif
 
-/* ---- int8 ------------------------------------------------------------------------------------------------------------ */
+/* ---- int8 ------------------------------------------------------------------------------------ */
 
 V_INLINE ivec i_set1(int32_t x)
 {
