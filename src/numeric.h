@@ -168,7 +168,7 @@ static inline uint8_t num_to_e4m3fn(float y)
 /* ---- elementary functions -------------------------------------------------------------------- */
 
 /* exp(hi + lo) for a small lo (the rounding error of hi): 2^n * p(r), n = round(hi / ln 2), r
- * the rest, p of degree 6, within 1.4 units of 2^-24.  Above 88.73 infinity, below -87.34 zero. */
+ * the rest, p of degree 6, within 1.6 units of 2^-24.  Above 88.73 infinity, below -87.34 zero. */
 static inline float num_exp(float hi, float lo)
 {
     const float log2e = 0x1.715476p+0f, ln2_hi = 0x1.62e4p-1f, ln2_lo = 0x1.7f7d1cp-20f;

@@ -73,7 +73,7 @@ static void store(moe_dtype dtype, void *output, size_t n, float v)
         ((uint16_t *)output)[n] = dtype == MOE_BF16 ? num_to_bf16(v) : num_to_f16(v);
 }
 
-/* ---- the call as the formulas see it ---------------------------------------------------------- */
+/* ---- the call as the formulas see it --------------------------------------------------------- */
 
 typedef enum matrix { GATE, UP, DOWN } matrix;
 
@@ -114,9 +114,10 @@ static call describe(const moe_tkg_args *a)
     return c;
 }
 
-/* ---- section 3: the k axis -------------------------------------------------------------------- */
+/* ---- section 3: the k axis ------------------------------------------------------------------- */
 
-/* k is h for gate and up; for down it is i, or with MX weights the lane (tile * I_p + p) * 4 + q. */
+/* k is h for gate and up, i for down; with MX weights for down the lane (tile * I_p + p) * 4 +
+ * q. */
 typedef struct block {
     size_t n, k[512];
 } block;
@@ -208,7 +209,7 @@ static size_t down_blocks(const call *c, size_t e)
     return n;
 }
 
-/* ---- section 6: operands ---------------------------------------------------------------------- */
+/* ---- section 6: operands --------------------------------------------------------------------- */
 
 static float dequantised(uint8_t code, uint8_t s)
 {
@@ -275,7 +276,7 @@ static float hidden(const call *c, size_t t, size_t h)
     return number(x, (p * c->T + t) * J + j);
 }
 
-/* ---- section 4: dot products ------------------------------------------------------------------ */
+/* ---- section 4: dot products ----------------------------------------------------------------- */
 
 static float pairs(const call *c, matrix m, size_t e, size_t column, const block *b, const float *x)
 {
@@ -327,7 +328,7 @@ static float product(const call *c, matrix m, size_t e, size_t column, size_t bl
     return sum;
 }
 
-/* ---- section 5: from the sums to the output --------------------------------------------------- */
+/* ---- section 5: from the sums to the output -------------------------------------------------- */
 
 static float clamp(float v, const moe_optional_float *upper, const moe_optional_float *lower)
 {

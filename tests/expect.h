@@ -17,11 +17,13 @@
 /* A set of statuses. */
 #define STATUS(status) (1u << (status))
 
-/* Who refuses: moe_tkg_output and moe_tkg alike, or moe_tkg alone, because the reason lies in data. */
+/* Who refuses: moe_tkg_output and moe_tkg alike, or moe_tkg alone, because the reason lies in
+ * data. */
 typedef enum refusal { BY_SHAPE, BY_DATA } refusal;
 
-/* moe_tkg refuses args: the status is one of statuses, the last error names both strings (NULL: not looked at), and 64 KiB
- * of output are as they were.  moe_tkg_output says the same, or MOE_OK if BY_DATA. */
+/* moe_tkg refuses args: the status is one of statuses, the last error names both strings (NULL:
+ * not looked at), and 64 KiB of output are as they were.  moe_tkg_output says the same, or
+ * MOE_OK if BY_DATA. */
 void expect_refused(const moe_tkg_args *args, unsigned statuses, refusal by, const char *name,
                     const char *value);
 

@@ -5,7 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* ---- the tensors of args ---------------------------------------------------------------------- */
+/* ---- the tensors of args --------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
@@ -42,7 +42,7 @@ bool layer_is_mx(const layer *l)
     return l->spec.weights == MOE_MXFP4_X4 || l->spec.weights == MOE_MXFP8_X4;
 }
 
-/* ---- layers ----------------------------------------------------------------------------------- */
+/* ---- layers ---------------------------------------------------------------------------------- */
 
 static moe_tensor described(moe_dtype dtype, int32_t rank, int64_t d0, int64_t d1, int64_t d2,
                             int64_t d3, int64_t d4)

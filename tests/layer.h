@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* layer.h - test layers: from a short description, complete and valid arguments with all their tensors.
+/* layer.h - test layers: from a short description, complete and valid arguments with all their
+ * tensors.
  *
  * A value is a function of (seed, tensor, logical coordinates) and of nothing else, so that
  *   - the same description gives the same bytes everywhere;
@@ -93,8 +94,8 @@ typedef struct layer_spec {
     unsigned wild;           /* sum of LAYER_WILD_* */
 } layer_spec;
 
-/* Where tensors come from: bytes bytes aligned to element (a power of two, the size of one element), NULL if there are
- * none.  give takes them back. */
+/* Where tensors come from: bytes bytes aligned to element (a power of two, the size of one
+ * element), NULL if there are none.  give takes them back. */
 typedef struct layer_memory {
     void *(*take)(size_t bytes, size_t element, void *user);
     void (*give)(void *memory, size_t bytes, void *user);
@@ -110,8 +111,9 @@ typedef struct layer {
     layer_memory memory;
 } layer;
 
-/* Makes the layer; the caller frees it.  Exact-sized blocks of malloc, so that ASan sees every step outside; the second
- * takes memory elsewhere.  Out of memory ends the program (abort): a test cannot go on. */
+/* Makes the layer; the caller frees it.  Exact-sized blocks of malloc, so that ASan sees every
+ * step outside; the second takes memory elsewhere.  Out of memory ends the program (abort): a
+ * test cannot go on. */
 void layer_make(layer *l, const layer_spec *spec);
 void layer_make_in(layer *l, const layer_spec *spec, const layer_memory *memory);
 void layer_free(layer *l);
@@ -119,8 +121,8 @@ void layer_free(layer *l);
 /* What the tensor is in a layer of this description: data NULL. */
 moe_tensor layer_shape(const layer *l, layer_tensor which);
 
-/* Gives which the shape, type and data of a tensor that the description does not have (an extra input scale, an affinity
- * tensor in NO_SCALE ...) or takes one away. */
+/* Gives which the shape, type and data of a tensor that the description does not have (an extra
+ * input scale, an affinity tensor in NO_SCALE ...) or takes one away. */
 void layer_add(layer *l, layer_tensor which);
 void layer_drop(layer *l, layer_tensor which);
 
@@ -129,8 +131,8 @@ void layer_fill(layer *l, layer_tensor which);
 
 bool layer_is_mx(const layer *l);
 
-/* Runs the layer into a block of malloc, filled with 0xA5 before, and returns it; its size in *bytes if not NULL.
- * Aborts with moe_last_error() on stderr if the library refuses. */
+/* Runs the layer into a block of malloc, filled with 0xA5 before, and returns it; its size in
+ * *bytes if not NULL. Aborts with moe_last_error() on stderr if the library refuses. */
 void *layer_run(moe_context *context, const layer *l, size_t *bytes);
 
 /* splitmix64 of (seed, a, b): the generator of everything above. */

@@ -5,7 +5,7 @@
 
 #include <stdlib.h>
 
-/* ---- random numbers --------------------------------------------------------------------------- */
+/* ---- random numbers -------------------------------------------------------------------------- */
 
 static uint64_t mix(uint64_t x)
 {
@@ -57,7 +57,7 @@ static int half_log2(int64_t n)
     return (bits + 1) / 2;
 }
 
-/* ---- coordinates ------------------------------------------------------------------------------ */
+/* ---- coordinates ----------------------------------------------------------------------------- */
 
 /* A tensor while it is filled. */
 typedef struct filling {
@@ -85,7 +85,8 @@ static void put_integer(const filling *f, uint64_t n, int64_t v)
         memcpy(f->data + 4 * n, &word, 4);
 }
 
-/* Where zero runs of the hidden axis lie: the four quarters alike, so that they cover whole blocks of MX. */
+/* Where zero runs of the hidden axis lie: the four quarters alike, so that they cover whole
+ * blocks of MX. */
 static bool in_zero_run(const filling *f, uint64_t row, uint64_t h)
 {
     uint64_t H = (uint64_t)f->spec->H, quarter = H % 4 == 0 ? H / 4 : H;
@@ -108,7 +109,7 @@ static uint8_t scale_byte(const filling *f, uint64_t random, int usual)
     return (uint8_t)(usual - (int)(random >> 8 & 3));
 }
 
-/* ---- tensors with a row per token ------------------------------------------------------------- */
+/* ---- tensors with a row per token ------------------------------------------------------------ */
 
 static float hidden_value(const filling *f, uint64_t t, uint64_t h)
 {
@@ -181,7 +182,8 @@ static void fill_affinities(const filling *f, uint64_t columns)
     }
 }
 
-/* Selective: any expert here, twice in a row too.  All-expert: any of E, and one in 16 is no expert at all. */
+/* Selective: any expert here, twice in a row too.  All-expert: any of E, and one in 16 is no
+ * expert at all. */
 static void fill_index(const filling *f)
 {
     uint64_t K = (uint64_t)f->spec->K, E = (uint64_t)f->spec->E, E_L = (uint64_t)f->spec->E_L;
@@ -196,9 +198,10 @@ static void fill_index(const filling *f)
     }
 }
 
-/* ---- tensors of the experts ------------------------------------------------------------------- */
+/* ---- tensors of the experts ------------------------------------------------------------------ */
 
-/* [E_L, axis, gates, columns] of one element type: gate/up (axis h, two gates) and down (axis i, one). */
+/* [E_L, axis, gates, columns] of one element type: gate/up (axis h, two gates) and down (axis i,
+ * one). */
 static void fill_plain_weights(const filling *f, uint64_t axis, uint64_t gates, uint64_t columns)
 {
     int scale = half_log2((int64_t)axis);
@@ -208,7 +211,8 @@ static void fill_plain_weights(const filling *f, uint64_t axis, uint64_t gates, 
         uint64_t c = n % columns, g = n / columns % gates, k = n / columns / gates % axis;
         uint64_t e = n / columns / gates / axis, random = layer_random(f->seed, e, n);
         uint64_t row = layer_random(f->seed, e * gates + g, c ^ (uint64_t)1 << 40);
-        /* one NaN of gate/up reaches every output of its expert, so that only the last expert has any */
+        /* one NaN of gate/up reaches every output of its expert, so that only the last expert
+         * has any */
         uint64_t kind = c / 16 % KINDS;
         if (gates == 2 && e + 1 < (uint64_t)f->spec->E_L && kind < FIRST_HARMLESS_KIND) kind += 3;
         bool is_special = (f->spec->wild & LAYER_WILD_WEIGHTS) && c % 16 == 7 &&
@@ -228,7 +232,8 @@ static void fill_plain_weights(const filling *f, uint64_t axis, uint64_t gates, 
     }
 }
 
-/* [E_L, partitions, gates * tiles, columns] of x4 words; a zero run is the 8 partitions of a block. */
+/* [E_L, partitions, gates * tiles, columns] of x4 words; a zero run is the 8 partitions of a
+ * block. */
 static void fill_mx_weights(const filling *f, uint64_t partitions, uint64_t tiles, uint64_t columns)
 {
     bool is_fp4 = f->dtype == MOE_MXFP4_X4;
@@ -283,7 +288,7 @@ static void fill_row_scale(const filling *f, uint64_t count)
     }
 }
 
-/* ---- any tensor --------------------------------------------------------------------------------- */
+/* ---- any tensor ------------------------------------------------------------------------------ */
 
 void layer_fill(layer *l, layer_tensor which)
 {

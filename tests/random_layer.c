@@ -112,7 +112,7 @@ layer_spec random_layer(size_t kind, unsigned v)
     return s;
 }
 
-/* ---- properties -------------------------------------------------------------------------------- */
+/* ---- properties ------------------------------------------------------------------------------ */
 
 static const char *current_kind = "";
 static unsigned current_variant;

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* random_layer.h - random small layers of every kind that the operator takes, and properties that must hold for all.
+/* random_layer.h - random small layers of every kind that the operator takes, and properties that
+ * must hold for all.
  *
- * Layer v of a kind is the same everywhere; neighbouring v go through all hidden types and numerics modes, the rest is drawn.
- * MOE_SEED=n in the environment gives other layers, MOE_EXHAUSTIVE=1 a hundred times as many. */
+ * Layer v of a kind is the same everywhere; neighbouring v go through all hidden types and
+ * numerics modes, the rest is drawn. MOE_SEED=n in the environment gives other layers,
+ * MOE_EXHAUSTIVE=1 a hundred times as many. */
 #ifndef MOE_TEST_RANDOM_LAYER_H
 #define MOE_TEST_RANDOM_LAYER_H
 
@@ -12,10 +14,11 @@ enum { RANDOM_KINDS = 13 };
 
 layer_spec random_layer(size_t kind, unsigned v);
 
-/* An entry of a table of cmocka tests: property, a void function of a layer_spec, holds for random layers of every kind. */
-#define random_layer_test(property)                                                                \
+/* An entry of a table of cmocka tests: property, a void function of a layer_spec, holds for
+ * random layers of every kind. */
+#define RANDOM_LAYER_TEST(property)                                                                \
     {                                                                                              \
-        #property, random_layer_each, NULL, NULL, &(random_property)                               \
+        .name = #property, .test_func = random_layer_each, .initial_state = &(random_property)     \
         {                                                                                          \
             property                                                                               \
         }                                                                                          \
@@ -23,7 +26,8 @@ layer_spec random_layer(size_t kind, unsigned v);
 typedef void (*random_property)(layer_spec);
 void random_layer_each(void **state);
 
-/* Fails, naming the layer of the property that runs and what, unless the bytes are equal; frees got. */
+/* Fails, naming the layer of the property that runs and what, unless the bytes are equal; frees
+ * got. */
 void random_expect_bits(const void *expected, void *got, size_t bytes, const char *what);
 
 /* The same, for what l gives on context. */

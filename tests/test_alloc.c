@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_alloc.c - memory and threads that the system does not give: every allocation fails in turn, once or from then on.
+/* test_alloc.c - memory and threads that the system does not give: every allocation fails in
+ * turn, once or from then on.
  *
- * Linked with -Wl,--wrap=aligned_alloc,--wrap=mmap,--wrap=pthread_create, which are all that the library takes from the
- * system. */
+ * Linked with -Wl,--wrap=aligned_alloc,--wrap=mmap,--wrap=pthread_create, which are all that the
+ * library takes from the system. */
 #define _POSIX_C_SOURCE 200809L
 #include "expect.h"
 
@@ -12,9 +13,10 @@
 #include <sys/mman.h>
 #include <sys/types.h>
 
-/* ---- failures --------------------------------------------------------------------------------- */
+/* ---- failures -------------------------------------------------------------------------------- */
 
-/* When a kind of request fails: request number `at` (1 is the first, 0: none), and all later ones if sticky. */
+/* When a kind of request fails: request number `at` (1 is the first, 0: none), and all later
+ * ones if sticky. */
 typedef struct failures {
     unsigned at, requests;
     bool sticky;
@@ -67,7 +69,7 @@ static void nothing_fails(void)
     memset(&threads, 0, sizeof threads);
 }
 
-/* ---- an allocator that keeps books ------------------------------------------------------------ */
+/* ---- an allocator that keeps books ----------------------------------------------------------- */
 
 enum { BLOCKS = 64 };
 
@@ -118,7 +120,7 @@ static void expect_all_released(const books *b)
     for (size_t i = 0; i < BLOCKS; i++) assert_null(b->live[i].memory);
 }
 
-/* ---- layers ----------------------------------------------------------------------------------- */
+/* ---- layers ---------------------------------------------------------------------------------- */
 
 /* The second needs more scratch than the first, the third less. */
 static const layer_spec SPECS[] = {
@@ -185,7 +187,7 @@ static moe_status run(workload *w, size_t i, moe_context *context)
     return status;
 }
 
-/* ---- tests ------------------------------------------------------------------------------------ */
+/* ---- tests ----------------------------------------------------------------------------------- */
 
 static void test_is_wrapped(void **state)
 {
@@ -199,7 +201,8 @@ static void test_is_wrapped(void **state)
     workload_free(&w);
 }
 
-/* The life of a context and three calls on it, with request number n failing; true if it came to that. */
+/* The life of a context and three calls on it, with request number n failing; true if it came to
+ * that. */
 static bool life_with_failure(workload *w, unsigned n, bool sticky)
 {
     books b;
@@ -323,7 +326,8 @@ static void test_steady_state(void **state)
     workload_free(&w);
 }
 
-/* Thread number n is refused: the context has those before it, says so, and computes the same bits. */
+/* Thread number n is refused: the context has those before it, says so, and computes the same
+ * bits. */
 static void test_threads_fail(void **state)
 {
     (void)state;

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_api_abi.c - what a caller of another version meets: struct_size, names and sizes of enumerators, the version, the error
- * text of each thread; and the options of a context. */
+/* test_api_abi.c - what a caller of another version meets: struct_size, names and sizes of
+ * enumerators, the version, the error text of each thread; and the options of a context. */
 #define _POSIX_C_SOURCE 200809L
 #include "expect.h"
 
@@ -11,7 +11,7 @@
 static const layer_spec SPEC = {
     .hidden = MOE_BF16, .weights = MOE_BF16, .T = 2, .H = 8, .I = 4, .E_L = 2, .K = 1};
 
-/* ---- struct_size ------------------------------------------------------------------------------ */
+/* ---- struct_size ----------------------------------------------------------------------------- */
 
 enum { ROOM = 4096 + 64 };
 
@@ -63,7 +63,7 @@ static void test_args_size(void **state)
     layer_free(&l);
 }
 
-/* ---- contexts --------------------------------------------------------------------------------- */
+/* ---- contexts -------------------------------------------------------------------------------- */
 
 static void *no_memory(size_t bytes, size_t alignment, void *user)
 {
@@ -186,7 +186,7 @@ static void test_isa_levels(void **state)
     if (getenv("MOE_ISA") == NULL) assert_string_equal(moe_context_isa(NULL), best);
 }
 
-/* ---- names ------------------------------------------------------------------------------------ */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 static void test_status_names(void **state)
 {
@@ -243,7 +243,7 @@ static void test_version(void **state)
     assert_int_equal(moe_version_number(), MOE_VERSION_NUMBER);
 }
 
-/* ---- errors of threads ------------------------------------------------------------------------ */
+/* ---- errors of threads ----------------------------------------------------------------------- */
 
 typedef struct elsewhere {
     char before[512], after[512];
@@ -279,7 +279,8 @@ static void test_error_of_thread(void **state)
     layer_free(&l);
 }
 
-/* The text of the last failure stays through calls that succeed: it is of "the last call that failed". */
+/* The text of the last failure stays through calls that succeed: it is of "the last call that
+ * failed". */
 static void test_error_stays(void **state)
 {
     (void)state;
@@ -292,7 +293,7 @@ static void test_error_stays(void **state)
     layer_free(&l);
 }
 
-/* ---- moe_tkg_output --------------------------------------------------------------------------- */
+/* ---- moe_tkg_output -------------------------------------------------------------------------- */
 
 /* It describes what moe_tkg writes, which differs by layout and type, and reads no data. */
 static void test_output_description(void **state)

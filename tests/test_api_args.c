@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_api_args.c - every argument of moe_tkg, one at a time: missing, of a wrong type, rank, layout or dimension; enumerators,
- * flags and numbers out of range.  Each refusal has its status, names the argument and its value, and touches no output. */
+/* test_api_args.c - every argument of moe_tkg, one at a time: missing, of a wrong type, rank,
+ * layout or dimension; enumerators, flags and numbers out of range.  Each refusal has its
+ * status, names the argument and its value, and touches no output. */
 #include "expect.h"
 
 #include <math.h>
 #include <stdio.h>
 
-/* ---- layers to spoil -------------------------------------------------------------------------- */
+/* ---- layers to spoil ------------------------------------------------------------------------- */
 
 static const struct {
     const char *name;
@@ -96,7 +97,8 @@ static const struct {
       .mask = true}},
 };
 
-/* An entry of the table of tests: calls spoil on each given tensor of each base, whose args are restored after. */
+/* An entry of the table of tests: calls spoil on each given tensor of each base, whose args are
+ * restored after. */
 typedef void (*spoiler)(layer *l, layer_tensor which);
 #define each_tensor_test(spoil)                                                                    \
     {                                                                                              \
@@ -132,7 +134,7 @@ static const char *number(int64_t value)
     return text;
 }
 
-/* ---- tensors ---------------------------------------------------------------------------------- */
+/* ---- tensors --------------------------------------------------------------------------------- */
 
 static void spoil_pointer(layer *l, layer_tensor which)
 {
@@ -185,7 +187,8 @@ static void spoil_dtype(layer *l, layer_tensor which)
     }
 }
 
-/* A type of the right set in the wrong place: scales of the other kind, weights of which one is MX. */
+/* A type of the right set in the wrong place: scales of the other kind, weights of which one is
+ * MX. */
 static void test_dtypes_together(void **state)
 {
     (void)state;
@@ -248,7 +251,8 @@ static void spoil_rank(layer *l, layer_tensor which)
     if (!is_three_of_two) expect_refused(&l->args, STATUS(MOE_E_DIM), BY_SHAPE, name, NULL);
 }
 
-/* Dimensions that one tensor alone decides, as far as the other tensors agree: E and a K without eager affinities. */
+/* Dimensions that one tensor alone decides, as far as the other tensors agree: E and a K without
+ * eager affinities. */
 static bool is_free(const layer *l, layer_tensor which, int d, int64_t value)
 {
     if (d != 1) return false;
@@ -288,7 +292,7 @@ static void spoil_dimension(layer *l, layer_tensor which)
     }
 }
 
-/* ---- scalars ---------------------------------------------------------------------------------- */
+/* ---- scalars --------------------------------------------------------------------------------- */
 
 static void test_enumerators(void **state)
 {

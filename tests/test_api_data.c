@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_api_data.c - expert indices and rank_id: every value in range and out of it, in every integer type. */
+/* test_api_data.c - expert indices and rank_id: every value in range and out of it, in every
+ * integer type. */
 #include "expect.h"
 
 #include <stdio.h>
@@ -21,7 +22,7 @@ static int64_t as_read(moe_dtype dtype, int64_t v)
     return dtype == MOE_I64 ? v : dtype == MOE_I32 ? (int32_t)v : (int64_t)(uint32_t)v;
 }
 
-/* ---- expert_index ----------------------------------------------------------------------------- */
+/* ---- expert_index ---------------------------------------------------------------------------- */
 
 enum { E = 4, K = 3, T = 2, H = 3, FIRST = -2, VALUES = 8, CASES = 262144 /* VALUES^(T * K) */ };
 
@@ -51,7 +52,8 @@ static void each_expert(layer *l, float y[T][E][H])
     }
 }
 
-/* The row of a token: its experts' rows added up in the order of the slots, an invalid one left out. */
+/* The row of a token: its experts' rows added up in the order of the slots, an invalid one left
+ * out. */
 static void sum_of_slots(const int64_t *index, float y[E][H], float *row)
 {
     bool is_first = true;
@@ -207,7 +209,7 @@ static void test_index_in_mask(void **state)
     }
 }
 
-/* ---- rank_id ---------------------------------------------------------------------------------- */
+/* ---- rank_id --------------------------------------------------------------------------------- */
 
 static void test_rank(void **state)
 {

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_api_memory.c - pointers: any element-aligned address gives the same bits and any other is refused; the output may be
- * hidden_input itself and may overlap nothing else; its buffer must be large enough. */
+/* test_api_memory.c - pointers: any element-aligned address gives the same bits and any other is
+ * refused; the output may be hidden_input itself and may overlap nothing else; its buffer must
+ * be large enough. */
 #include "expect.h"
 
 #include <stdio.h>
@@ -64,7 +65,7 @@ static const layer_spec SPECS[] = {
      .scaling = MOE_POST_SCALE},
 };
 
-/* ---- alignment -------------------------------------------------------------------------------- */
+/* ---- alignment ------------------------------------------------------------------------------- */
 
 /* What an address must be a multiple of; 16-bit words of MXFP4, 32-bit words of MXFP8. */
 static size_t alignment(const moe_tensor *t)
@@ -137,7 +138,7 @@ static void test_output_alignment(void **state)
         }
 }
 
-/* ---- size of the output ----------------------------------------------------------------------- */
+/* ---- size of the output ---------------------------------------------------------------------- */
 
 static void test_output_bytes(void **state)
 {
@@ -173,7 +174,7 @@ static void test_output_bytes(void **state)
     }
 }
 
-/* ---- aliasing --------------------------------------------------------------------------------- */
+/* ---- aliasing -------------------------------------------------------------------------------- */
 
 /* The output may be hidden_input's memory: of every layout, as long as both have one size. */
 static void test_in_place(void **state)
@@ -260,7 +261,8 @@ static void test_in_place(void **state)
     assert_int_equal(moe_context_destroy(context), MOE_OK);
 }
 
-/* Two pieces of one block: the tensor at a fixed place, the output at `at`; both as they were if refused. */
+/* Two pieces of one block: the tensor at a fixed place, the output at `at`; both as they were if
+ * refused. */
 static void overlap_case(layer *l, layer_tensor which, size_t output_bytes, size_t step)
 {
     moe_tensor *t = &l->tensor[which];

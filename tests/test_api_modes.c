@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_api_modes.c - which parameters go together: full cross products against a second statement of the rules.
+/* test_api_modes.c - which parameters go together: full cross products against a second
+ * statement of the rules.
  *
- * The rules are written down here from the operator's specification (docs/operator.md), one by one and without order: the
- * library refuses a combination if and only if a rule is broken, with the status of one of the broken rules. */
+ * The rules are written down here from the operator's specification (docs/operator.md), one by
+ * one and without order: the library refuses a combination if and only if a rule is broken, with
+ * the status of one of the broken rules. */
 #include "expect.h"
 
 #include <stdlib.h>

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_bits.c - equal bits: a stranger can compute them from the document, and they depend on nothing that the promise of
- * docs/numerics.md leaves out.  Every property is tried on random layers of every kind (random_layer.h). */
+/* test_bits.c - equal bits: a stranger can compute them from the document, and they depend on
+ * nothing that the promise of docs/numerics.md leaves out.  Every property is tried on random
+ * layers of every kind (random_layer.h). */
 #include <fenv.h>
 #include <math.h>
 #include <stdlib.h>
@@ -15,9 +16,10 @@ static bool is_mx(layer_spec s)
     return s.weights == MOE_MXFP4_X4 || s.weights == MOE_MXFP8_X4;
 }
 
-/* ---- the document ------------------------------------------------------------------------------ */
+/* ---- the document ---------------------------------------------------------------------------- */
 
-/* Rounding to an output type maps every NaN to the canonical one and all else that the type has to itself. */
+/* Rounding to an output type maps every NaN to the canonical one and all else that the type has
+ * to itself. */
 static bool is_canonical(moe_dtype dtype, const void *output, size_t n)
 {
     if (dtype == MOE_F32) {
@@ -61,7 +63,7 @@ static void every_nan_is_canonical(layer_spec s)
     layer_free(&l);
 }
 
-/* Keeps sign and mantissa of every bf16 or f32 of the tensor: only zeros and subnormals are left. */
+/* Clears the exponent of every bf16 or f32 of the tensor: only zeros and subnormals are left. */
 static void make_subnormal(layer *l, layer_tensor which)
 {
     moe_dtype dtype = l->tensor[which].dtype;
@@ -72,8 +74,8 @@ static void make_subnormal(layer *l, layer_tensor which)
     }
 }
 
-/* Subnormal hidden values or weights, or products with an affinity that are subnormal, where nothing else hides what comes of
- * them: gate is about 1, up is tiny, and the output is f32. */
+/* Subnormal hidden values or weights, or products with an affinity that are subnormal, where
+ * nothing else hides what comes of them: gate is about 1, up is tiny, and the output is f32. */
 static void subnormals_are_zero(layer_spec s)
 {
     s.hidden = s.seed % 2 ? MOE_F32 : MOE_BF16;
@@ -134,7 +136,7 @@ static void output_types_round_f32(layer_spec s)
     layer_free(&l);
 }
 
-/* ---- pad lanes of MX --------------------------------------------------------------------------- */
+/* ---- pad lanes of MX ------------------------------------------------------------------------- */
 
 /* Gives a tensor [E_L, rows, ...] more rows, all bytes of them zero. */
 static void add_rows(layer *l, layer_tensor which, size_t rows)
@@ -151,7 +153,8 @@ static void add_rows(layer *l, layer_tensor which, size_t rows)
     l->bytes[which] = E_L * wide;
 }
 
-/* Sets the bytes of the tensor in the last tile, partitions (down_scale: eighths of them) from first on, of every expert. */
+/* Sets the bytes of the tensor in the last tile, partitions (down_scale: eighths of them) from
+ * first on, of every expert. */
 static void fill_last_tile(layer *l, layer_tensor which, size_t first, int byte)
 {
     if (l->bytes[which] == 0) return;
@@ -164,8 +167,9 @@ static void fill_last_tile(layer *l, layer_tensor which, size_t first, int byte)
             memset((char *)l->data[which] + ((row * gates + g) * nI + nI - 1) * bytes, byte, bytes);
 }
 
-/* Blocks past the last tile's width, in tensors with more partitions than they need: with zero codes they do not exist,
- * whatever their scales and biases; one code that is not zero brings them back up to its block. */
+/* Blocks past the last tile's width, in tensors with more partitions than they need: with zero
+ * codes they do not exist, whatever their scales and biases; one code that is not zero brings
+ * them back up to its block. */
 static void pad_blocks(layer_spec s)
 {
     if (!is_mx(s)) return;
@@ -194,7 +198,7 @@ static void pad_blocks(layer_spec s)
     layer_free(&l);
 }
 
-/* ---- threads, tokens, memory, environment ------------------------------------------------------ */
+/* ---- threads, tokens, memory, environment ---------------------------------------------------- */
 
 static const int32_t THREADS[] = {1, 2, 3, 5, 8};
 enum { MAX_CONTEXTS = COUNT(THREADS) + 8 };
@@ -228,7 +232,8 @@ static void expect_tokens(const layer *l, const void *output, const size_t *orde
     layer_free(&part);
 }
 
-/* In other company and in another order a token's row is the same: any cut into two calls, and shuffles with repeats. */
+/* In other company and in another order a token's row is the same: any cut into two calls, and
+ * shuffles with repeats. */
 static void any_batch_of_tokens(layer_spec s)
 {
     size_t order[16], T = (size_t)s.T, cut = s.seed % (T + 1);
@@ -260,7 +265,8 @@ static void give_at_offset(void *memory, size_t bytes, void *user)
     free((void *)((uintptr_t)memory / 64 * 64));
 }
 
-/* All tensors and the output at one of the 64 offsets from a cache line (as far as their elements allow). */
+/* All tensors and the output at one of the 64 offsets from a cache line (as far as their elements
+ * allow). */
 static void any_alignment(layer_spec s)
 {
     layer l;
@@ -306,7 +312,8 @@ static void in_place(layer_spec s)
 #if defined(__x86_64__)
 enum { CSR_FTZ = 0x8000, CSR_DAZ = 0x40, CSR_MASKS = 0x1F80, CSR_FLAGS = 0x3F, CSR_ROUNDING = 13 };
 
-/* 4 rounding modes, FTZ, DAZ, traps on, sticky flags set: the bits are the same and the caller finds all of it again. */
+/* 4 rounding modes, FTZ, DAZ, traps on, sticky flags set: the bits are the same and the caller
+ * finds all of it again. */
 static void any_environment(layer_spec s)
 {
     layer l;
@@ -329,7 +336,7 @@ static void any_environment(layer_spec s)
 }
 #endif
 
-/* ---- what one token or expert cannot do to others ---------------------------------------------- */
+/* ---- what one token or expert cannot do to others -------------------------------------------- */
 
 static void tokens_are_isolated(layer_spec s)
 {
@@ -363,7 +370,7 @@ static void set_no_affinity(layer *l, layer_tensor which, size_t n)
     memcpy((char *)l->data[which] + n * size, &bits[n % 3], size);
 }
 
-/* Takes all work from the last expert: by its affinities, or by the index (selective, or masked). */
+/* Takes all work from the last expert: by affinities, or by the index (selective, or masked). */
 static void retire_last_expert(layer *l)
 {
     const layer_spec *s = &l->spec;
@@ -432,21 +439,21 @@ static int end_contexts(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        random_layer_test(equals_the_document),
-        random_layer_test(subnormals_are_zero),
-        random_layer_test(many_tokens),
-        random_layer_test(pad_blocks),
-        random_layer_test(every_nan_is_canonical),
-        random_layer_test(output_types_round_f32),
-        random_layer_test(any_threads_and_isa),
-        random_layer_test(any_batch_of_tokens),
-        random_layer_test(any_alignment),
-        random_layer_test(in_place),
+        RANDOM_LAYER_TEST(equals_the_document),
+        RANDOM_LAYER_TEST(subnormals_are_zero),
+        RANDOM_LAYER_TEST(many_tokens),
+        RANDOM_LAYER_TEST(pad_blocks),
+        RANDOM_LAYER_TEST(every_nan_is_canonical),
+        RANDOM_LAYER_TEST(output_types_round_f32),
+        RANDOM_LAYER_TEST(any_threads_and_isa),
+        RANDOM_LAYER_TEST(any_batch_of_tokens),
+        RANDOM_LAYER_TEST(any_alignment),
+        RANDOM_LAYER_TEST(in_place),
 #if defined(__x86_64__)
-        random_layer_test(any_environment),
+        RANDOM_LAYER_TEST(any_environment),
 #endif
-        random_layer_test(tokens_are_isolated),
-        random_layer_test(idle_experts_are_not_read),
+        RANDOM_LAYER_TEST(tokens_are_isolated),
+        RANDOM_LAYER_TEST(idle_experts_are_not_read),
     };
     return cmocka_run_group_tests_name("bits", tests, start_contexts, end_contexts);
 }

@@ -70,7 +70,7 @@ static void expect_unreadable(const char *metadata, const char *reason)
     expect_unreadable_header(header, TENSOR_BYTES, reason);
 }
 
-/* ---- what is read -------------------------------------------------------------------------- */
+/* ---- what is read ---------------------------------------------------------------------------- */
 
 static void test_defaults(void **state)
 {
@@ -163,7 +163,7 @@ static void test_ignored(void **state)
     case_free(&c);
 }
 
-/* ---- element types ------------------------------------------------------------------------- */
+/* ---- element types --------------------------------------------------------------------------- */
 
 /* Loads the smallest case with one more tensor [n] at the end, stored as `stored`, and says what
  * it became. */
@@ -263,7 +263,7 @@ static void test_rank_past_the_limit(void **state)
     case_free(&c);
 }
 
-/* ---- what goes to the operator, and what does not ------------------------------------------ */
+/* ---- what goes to the operator, and what does not -------------------------------------------- */
 
 static void test_unknown_names_are_the_operators(void **state)
 {
@@ -374,7 +374,7 @@ static void test_more_than_memory(void **state)
     if (grown == 0) case_free(&c);
 }
 
-/* ---- modes --------------------------------------------------------------------------------- */
+/* ---- modes ----------------------------------------------------------------------------------- */
 
 static void test_act_names(void **state)
 {

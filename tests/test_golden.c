@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_golden.c - every golden case of the operator at the gate `strict`, on every ISA level; every unit vector. */
+/* test_golden.c - every golden case of the operator at the gate `strict`, on every ISA level;
+ * every unit vector. */
 #include "expect.h"
 #include "fpenv.h"
 #include "golden.h"
@@ -14,7 +15,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-/* ---- cases ------------------------------------------------------------------------------------ */
+/* ---- cases ----------------------------------------------------------------------------------- */
 
 /* Element i of an output, which lies in the order of c->expected. */
 static double element(const moe_tensor *output, size_t i)
@@ -84,7 +85,7 @@ static void test_cases(void **state)
     assert_true(golden_each("moe_tkg", golden_case) >= 15);
 }
 
-/* ---- units ------------------------------------------------------------------------------------ */
+/* ---- units ----------------------------------------------------------------------------------- */
 
 typedef struct unit {
     st_file *file;

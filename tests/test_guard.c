@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_guard.c - the operator touches no byte outside its tensors and writes none of its inputs.
  *
- * Every tensor lies between two pages that cannot be touched, flush with the one or with the other; inputs cannot be written.
- * A step outside ends the program with the layer's description. */
+ * Every tensor lies between two pages that cannot be touched, flush with the one or with the
+ * other; inputs cannot be written. A step outside ends the program with the layer's description. */
 #define _GNU_SOURCE
 #include <signal.h>
 #include <stdio.h>
@@ -13,7 +13,7 @@
 #include "expect.h"
 #include "random_layer.h"
 
-/* ---- memory between guard pages ---------------------------------------------------------------- */
+/* ---- memory between guard pages -------------------------------------------------------------- */
 
 static size_t page;
 
@@ -60,7 +60,7 @@ static bool is_margin_whole(void *memory, size_t bytes)
     return true;
 }
 
-/* ---- one layer --------------------------------------------------------------------------------- */
+/* ---- one layer ------------------------------------------------------------------------------- */
 
 enum { MAX_LEVELS = 8 };
 static moe_context *contexts[MAX_LEVELS]; /* of two threads, for each ISA level */
@@ -76,15 +76,16 @@ static void on_fault(int number)
     _exit(1);
 }
 
-/* What to say if the next layer leads outside; cmocka has its own handlers at the start of every test. */
+/* What to say if the next layer leads outside; cmocka has its own handlers at the start of every
+ * test. */
 static void describe(const layer_spec *s, flush where)
 {
     signal(SIGSEGV, on_fault);
     signal(SIGBUS, on_fault);
     snprintf(
         current, sizeof current,
-        "%s hidden, %s and %s weights, T %d, H %d, I %d, E_L %d, K %d, all-expert %d, place %d, mode %d, "
-        "flush with the %s\n",
+        "%s hidden, %s and %s weights, T %d, H %d, I %d, E_L %d, K %d, all-expert %d, place %d, "
+        "mode %d, flush with the %s\n",
         moe_dtype_name(s->hidden), moe_dtype_name(s->weights), moe_dtype_name(s->down), (int)s->T,
         (int)s->H, (int)s->I, (int)s->E_L, (int)s->K, s->all_expert, (int)s->place,
         (int)s->act_mode, where == FLUSH_END ? "end" : "start");
@@ -124,10 +125,10 @@ static void run_both(const layer_spec *s)
     run_guarded(s, FLUSH_START);
 }
 
-/* ---- tails ------------------------------------------------------------------------------------- */
+/* ---- tails ----------------------------------------------------------------------------------- */
 
-/* Sizes that reach every residue of the steps in use (16 rows, 2 to 8 k a line, 64 bytes), and those around one or two plain
- * blocks of 512. */
+/* Sizes that reach every residue of the steps in use (16 rows, 2 to 8 k a line, 64 bytes), and
+ * those around one or two plain blocks of 512. */
 static int64_t plain_size(unsigned i)
 {
     static const int64_t big[] = {126, 127, 128, 129, 510,  511,  512, 513,
@@ -250,8 +251,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_plain_tails),
         cmocka_unit_test(test_mx_tails),
-        random_layer_test(random_layers_stay_inside),
-        random_layer_test(in_place_stays_inside),
+        RANDOM_LAYER_TEST(random_layers_stay_inside),
+        RANDOM_LAYER_TEST(in_place_stays_inside),
     };
     return cmocka_run_group_tests_name("guard", tests, prepare, finish);
 }

@@ -25,7 +25,7 @@ static uint64_t stride(uint64_t usual)
     return exhaustive && exhaustive[0] == '1' ? 1 : usual;
 }
 
-/* ---- formats: a code's value from its three fields -------------------------------------------- */
+/* ---- formats: a code's value from its three fields ------------------------------------------- */
 
 typedef struct format {
     const char *name;
@@ -112,9 +112,10 @@ static void test_every_scale_byte(void **state)
     for (int n = -126; n <= 127; n++) assert_true(num_pow2(n) == ldexp(1, n));
 }
 
-/* ---- rounding to the formats ------------------------------------------------------------------ */
+/* ---- rounding to the formats ----------------------------------------------------------------- */
 
-/* Nearest multiple of the format's step at x, ties to even, by arithmetic that is exact in any environment. */
+/* Nearest multiple of the format's step at x, ties to even, by arithmetic that is exact in any
+ * environment. */
 static double nearest(const format *f, double x)
 {
     int exponent, least = 2 - (1 << (f->exponent_bits - 1)) - f->mantissa_bits;
@@ -178,7 +179,8 @@ static void test_rounding_of_all_floats(void **state)
     canon_leave(saved);
 }
 
-/* Every value of the format, every tie between two of them, the overflow threshold, and the floats on both sides of each. */
+/* Every value of the format, every tie between two of them, the overflow threshold, and the
+ * floats on both sides of each. */
 static void check_neighbourhoods(const rounding *r)
 {
     uint32_t sign = 1u << (r->format->exponent_bits + r->format->mantissa_bits);
@@ -219,7 +221,7 @@ static void test_f32_is_stored_as_it_is(void **state)
     }
 }
 
-/* ---- elementary functions against libm in double ---------------------------------------------- */
+/* ---- elementary functions against libm in double --------------------------------------------- */
 
 typedef struct function {
     const char *name;
@@ -315,7 +317,8 @@ static const function FUNCTIONS[] = {
     {"gelu", num_gelu, gelu_exact, units_gelu},
     {"gelu_tanh", num_gelu_tanh, gelu_tanh_exact, units_gelu_tanh}};
 
-/* The error at one finite x as a part of what is allowed: units of the result, and FLOOR below f32's normal range. */
+/* The error at one finite x as a part of what is allowed: units of the result, and FLOOR below
+ * f32's normal range. */
 static double error_at(const function *f, float x)
 {
     const double floor_error = 0x1p-121, largest = 0x1.fffffep+127;
@@ -352,7 +355,8 @@ static void test_functions(void **state)
     canon_leave(saved);
 }
 
-/* The steps of the argument reduction: where z / ln 2 is near an integer or half of one, and the ends of the range. */
+/* The steps of the argument reduction: where z / ln 2 is near an integer or half of one, and the
+ * ends of the range. */
 static void test_exp_at_its_seams(void **state)
 {
     (void)state;

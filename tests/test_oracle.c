@@ -13,7 +13,7 @@
 #include "golden.h"
 #include "random_layer.h"
 
-/* ---- golden units --------------------------------------------------------------------------- */
+/* ---- golden units ---------------------------------------------------------------------------- */
 
 /* A tensor of the file in a block of malloc; its elements. */
 static void *read_tensor(const st_file *file, const char *name, size_t *count)
@@ -115,7 +115,7 @@ static void test_golden_units(void **state)
     assert_true(golden_each("units", check_unit) >= 17);
 }
 
-/* ---- golden cases --------------------------------------------------------------------------- */
+/* ---- golden cases ---------------------------------------------------------------------------- */
 
 /* The expectation is f32 or float64 arithmetic without any rounding of m.  Where the mode rounds m
  * to bf16 that is up to a unit of bf16 apart, else a few roundings of f32. */
@@ -148,7 +148,7 @@ static void test_golden_cases(void **state)
     assert_true(golden_each("moe_tkg", check_case) > 0);
 }
 
-/* ---- by hand -------------------------------------------------------------------------------- */
+/* ---- by hand --------------------------------------------------------------------------------- */
 
 /* One token, H = 2, I = 1, two experts, f32. */
 typedef struct tiny {
@@ -364,7 +364,7 @@ static void test_choice_of_tokens(void **state)
     layer_free(&l);
 }
 
-/* ---- random layers -------------------------------------------------------------------------- */
+/* ---- random layers --------------------------------------------------------------------------- */
 
 static void judge_layer(const layer *l)
 {

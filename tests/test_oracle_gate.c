@@ -195,7 +195,7 @@ static void test_planted_bugs(void **state)
         }
 }
 
-/* ---- integers: every sum is exact in any order, so that nothing may be off at all ----------- */
+/* ---- integers: every sum is exact in any order, so that nothing may be off at all ------------ */
 
 /* Element n of a tensor, in MX position q of its word n: a small integer, or a power of two. */
 static void put(layer *l, layer_tensor which, size_t n, size_t q, float v)

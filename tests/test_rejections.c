@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_rejections.c - tests/golden/rejections.txt: parameter combinations that must be refused or accepted.
+/* test_rejections.c - tests/golden/rejections.txt: parameter combinations that must be refused
+ * or accepted.
  *
- * A line is `id | base case | change | upstream verdict | our verdict | reason`.  The base cases are described below, so that a
- * change of a size reaches every tensor; where the files are at hand the descriptions are compared with them. */
+ * A line is `id | base case | change | upstream verdict | our verdict | reason`.  The base cases
+ * are described below, so that a change of a size reaches every tensor; where the files are at
+ * hand the descriptions are compared with them. */
 #include "expect.h"
 #include "golden.h"
 
@@ -147,7 +149,7 @@ static void make_case(layer *l, const char *name, const layer_spec *spec)
     l->args.block_size = moe_given_int(8);
 }
 
-/* ---- changes: of the description, then of the layer ------------------------------------------- */
+/* ---- changes: of the description, then of the layer ------------------------------------------ */
 
 static bool is_text(const json_t *v, const char *text)
 {
@@ -221,7 +223,7 @@ static bool change_layer(layer *l, const char *key, const json_t *v)
     return true;
 }
 
-/* ---- rules ------------------------------------------------------------------------------------ */
+/* ---- rules ----------------------------------------------------------------------------------- */
 
 static void rule(const char *id, const char *name, const char *change, const char *verdict)
 {

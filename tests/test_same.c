@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_same.c - equal bits: different ways to ask for the same thing.  Every pair is tried on random layers of every kind
- * (random_layer.h), changed so far that the question makes sense. */
+/* test_same.c - equal bits: different ways to ask for the same thing.  Every pair is tried on
+ * random layers of every kind (random_layer.h), changed so far that the question makes sense. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -38,7 +38,7 @@ static void expect_same(pair *p, const char *what)
     free(p);
 }
 
-/* ---- layouts and types ------------------------------------------------------------------------- */
+/* ---- layouts and types ----------------------------------------------------------------------- */
 
 static void index_types(layer_spec s)
 {
@@ -91,7 +91,7 @@ static void output_in_sbuf(layer_spec s)
     layer_free(&l);
 }
 
-/* ---- quantised forms --------------------------------------------------------------------------- */
+/* ---- quantised forms ------------------------------------------------------------------------- */
 
 /* docs/numerics.md section 6 for one block: 32 floats to their codes; returns the scale byte. */
 static uint8_t quantise(const float *v, uint8_t *codes)
@@ -108,7 +108,7 @@ static uint8_t quantise(const float *v, uint8_t *codes)
     return be == 255 ? 255 : (uint8_t)(be - 8);
 }
 
-/* Block b of 8 partitions of tile n: from a row of f32 to the words and the scale of the pre-quantised layout. */
+/* Block b of 8 partitions of tile n, pre-quantised: a row of f32 to words and scale. */
 static void prequantise_block(const layer *from, layer *to, size_t t, size_t n, size_t b)
 {
     size_t T = (size_t)from->spec.T, H = (size_t)from->spec.H, nH = H / 512;
@@ -159,7 +159,7 @@ static void static_scales(layer_spec s)
     expect_same(p, "static scales");
 }
 
-/* ---- modes ------------------------------------------------------------------------------------- */
+/* ---- modes ----------------------------------------------------------------------------------- */
 
 /* Ascending distinct experts: slot order is expert order. */
 static void masked_all_expert(layer_spec s)
@@ -264,12 +264,12 @@ static void numerics_mode_by_default(layer_spec s)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        random_layer_test(index_types),      random_layer_test(hidden_in_sbuf),
-        random_layer_test(output_in_sbuf),   random_layer_test(prequantised_hidden),
-        random_layer_test(static_scales),    random_layer_test(masked_all_expert),
-        random_layer_test(eager_affinities), random_layer_test(dynamic_mode),
-        random_layer_test(skipped_slots),    random_layer_test(swiglu_is_silu_or_swish),
-        random_layer_test(infinite_limits),  random_layer_test(numerics_mode_by_default),
+        RANDOM_LAYER_TEST(index_types),      RANDOM_LAYER_TEST(hidden_in_sbuf),
+        RANDOM_LAYER_TEST(output_in_sbuf),   RANDOM_LAYER_TEST(prequantised_hidden),
+        RANDOM_LAYER_TEST(static_scales),    RANDOM_LAYER_TEST(masked_all_expert),
+        RANDOM_LAYER_TEST(eager_affinities), RANDOM_LAYER_TEST(dynamic_mode),
+        RANDOM_LAYER_TEST(skipped_slots),    RANDOM_LAYER_TEST(swiglu_is_silu_or_swish),
+        RANDOM_LAYER_TEST(infinite_limits),  RANDOM_LAYER_TEST(numerics_mode_by_default),
     };
     return cmocka_run_group_tests_name("same", tests, NULL, NULL);
 }

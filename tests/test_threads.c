@@ -14,7 +14,7 @@
 #include "expect.h"
 #include "random_layer.h"
 
-/* ---- layers with their outputs ----------------------------------------------------------------- */
+/* ---- layers with their outputs --------------------------------------------------------------- */
 
 enum { JOBS = RANDOM_KINDS };
 
@@ -78,7 +78,7 @@ static void end_context(moe_context *context)
     assert_int_equal(moe_context_destroy(context), MOE_OK);
 }
 
-/* ---- callers at the same time ------------------------------------------------------------------ */
+/* ---- callers at the same time ---------------------------------------------------------------- */
 
 typedef struct caller {
     pthread_t thread;
@@ -144,7 +144,7 @@ static void test_more_threads_than_processors(void **state)
     end_context(context);
 }
 
-/* ---- destroyed too early ----------------------------------------------------------------------- */
+/* ---- destroyed too early --------------------------------------------------------------------- */
 
 typedef struct gate { /* an allocator that stops a call inside the library */
     bool closed;
@@ -203,7 +203,7 @@ static void test_nothing_to_destroy(void **state)
     assert_int_equal(moe_context_destroy(NULL), MOE_OK);
 }
 
-/* ---- fork -------------------------------------------------------------------------------------- */
+/* ---- fork ------------------------------------------------------------------------------------ */
 
 /* A child runs a job on its copy of context and destroys it, within 10 s. */
 static void expect_child_works(moe_context *context, unsigned i)
@@ -252,7 +252,7 @@ static void test_fork_during_calls(void **state)
     end_context(context);
 }
 
-/* ---- manners ----------------------------------------------------------------------------------- */
+/* ---- manners --------------------------------------------------------------------------------- */
 
 static double cpu_seconds(void)
 {
@@ -273,7 +273,8 @@ static void test_idle_threads_sleep(void **state)
     end_context(context);
 }
 
-/* A signal to the process is left to the program's own threads: here the only one has it blocked, so that it stays pending. */
+/* A signal to the process is left to the program's own threads: here the only one has it blocked,
+ * so that it stays pending. */
 static void test_signals_are_not_taken(void **state)
 {
     (void)state;
@@ -293,7 +294,7 @@ static void test_signals_are_not_taken(void **state)
     end_context(context);
 }
 
-/* ---- options and environment ------------------------------------------------------------------- */
+/* ---- options and environment ----------------------------------------------------------------- */
 
 /* Makes a context; its threads, or 0 if it is refused with status (and then *context is NULL). */
 static int32_t threads_given(const moe_context_options *options, moe_status expected)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tokens.c - a tensor is [outer, T, inner bytes]; where T stands depends on the tensor and its layout. */
+/* tokens.c - a tensor is [outer, T, inner bytes]; where T stands depends on the tensor and its
+ * layout. */
 #include "tokens.h"
 
 #include <stdlib.h>

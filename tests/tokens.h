@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tokens.h - the tokens of a test layer: its rows in every tensor that has one per token, copied, reordered, spoilt. */
+/* tokens.h - the tokens of a test layer: its rows in every tensor that has one per token, copied,
+ * reordered, spoilt. */
 #ifndef MOE_TEST_TOKENS_H
 #define MOE_TEST_TOKENS_H
 
 #include "layer.h"
 
-/* Makes *to: the layer from with its tokens order[0], order[1], ..., order[n - 1]; all other bytes are from's. */
+/* Makes *to: the layer from with its tokens order[0], order[1], ..., order[n - 1]; all other
+ * bytes are from's. */
 void tokens_gather(layer *to, const layer *from, const size_t *order, size_t n);
 
 /* A new block with those tokens of an output of from. */

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fuzz_args.c - libFuzzer: any arguments of moe_tkg.
  *
- * The first bytes of the input describe a valid layer; the rest are changes to it, five bytes each, of any field of any tensor or
- * parameter, or of an index.  Every tensor then has exactly the bytes that it declares, in a block of its own, so that ASan sees
- * a read outside.  A call that fails must leave the output alone; one that succeeds must write all of it, twice the same, and
- * within the bounds of the float64 oracle. */
+ * The first bytes of the input describe a valid layer; the rest are changes to it, five bytes
+ * each, of any field of any tensor or parameter, or of an index.  Every tensor then has exactly
+ * the bytes that it declares, in a block of its own, so that ASan sees a read outside.  A call
+ * that fails must leave the output alone; one that succeeds must write all of it, twice the
+ * same, and within the bounds of the float64 oracle. */
 #include "checked.h"
 #include "layer.h"
 
@@ -28,7 +29,7 @@ static void broken(int line, const char *condition)
     abort();
 }
 
-/* ---- input ------------------------------------------------------------------------------------ */
+/* ---- input ----------------------------------------------------------------------------------- */
 
 typedef struct input {
     const uint8_t *data;
@@ -48,7 +49,7 @@ static size_t pick(input *in, size_t n)
     return next(in) % n;
 }
 
-/* ---- a valid layer ---------------------------------------------------------------------------- */
+/* ---- a valid layer --------------------------------------------------------------------------- */
 
 static layer_spec read_spec(input *in)
 {
@@ -90,7 +91,7 @@ static layer_spec read_spec(input *in)
     return s;
 }
 
-/* ---- changes ---------------------------------------------------------------------------------- */
+/* ---- changes --------------------------------------------------------------------------------- */
 
 /* A small number of either sign, or one at which something may wrap. */
 static int64_t read_number(input *in)
@@ -177,8 +178,8 @@ static void change_scalar(moe_tkg_args *a, input *in)
     }
 }
 
-/* Gives every tensor exactly its declared bytes, the old ones first.  False if that is too much, or a call would take too
- * long: then no data may be touched. */
+/* Gives every tensor exactly its declared bytes, the old ones first.  False if that is too much,
+ * or a call would take too long: then no data may be touched. */
 static bool fit_data(layer *l)
 {
     size_t declared[LAYER_TENSORS], total = 0;
@@ -208,7 +209,7 @@ static bool fit_data(layer *l)
     return true;
 }
 
-/* ---- properties ------------------------------------------------------------------------------- */
+/* ---- properties ------------------------------------------------------------------------------ */
 
 static void judge(const moe_tkg_args *args, moe_tensor *shape, const void *output)
 {
