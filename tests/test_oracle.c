@@ -436,8 +436,8 @@ int main(void)
         cmocka_unit_test(test_judging),
         cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_choice_of_tokens),
-        random_layer_test(stays_within_its_bounds),
-        random_layer_test(stays_within_its_bounds_when_terms_cancel),
+        RANDOM_LAYER_TEST(stays_within_its_bounds),
+        RANDOM_LAYER_TEST(stays_within_its_bounds_when_terms_cancel),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
