@@ -16,12 +16,16 @@
  *
  *     #include <moe_tkg.h>
  *
- *     moe_tensor x = moe_tensor_2d(hidden, MOE_BF16, T, H);
- *     ...
+ *     moe_tensor hidden = moe_tensor_2d(x, MOE_BF16, T, H);
+ *     moe_tensor gate_up = moe_tensor_nd(w1, MOE_BF16, 4, (int64_t[]){E, H, 2, I});
+ *     moe_tensor down = moe_tensor_nd(w2, MOE_BF16, 3, (int64_t[]){E, I, H});
+ *     moe_tensor index = moe_tensor_2d(ids, MOE_I32, T, K);
  *     moe_tkg_args args = moe_tkg_args_init();
- *     args.hidden_input = &x;
- *     ...
- *     if (moe_tkg(NULL, &args, output, sizeof output) != MOE_OK) puts(moe_last_error());
+ *     args.hidden_input = &hidden;
+ *     args.expert_gate_up_weights = &gate_up;
+ *     args.expert_down_weights = &down;
+ *     args.expert_index = &index;
+ *     if (moe_tkg(NULL, &args, output, output_bytes) != MOE_OK) puts(moe_last_error());
  *
  * Symbols: T tokens, H hidden size, I intermediate size, K experts per token, E_L experts whose
  * weights are here (dimension 0 of the weights), E experts that expert_affinities has columns
@@ -78,7 +82,7 @@ typedef enum moe_status {
     MOE_E_EXPERT_INDEX, /* an expert_index outside [0, E_L) */
     MOE_E_RANK_RANGE,   /* rank_id selects affinity columns outside [0, E) */
     MOE_E_ALIGN,        /* a pointer is not aligned to its element */
-    /* the output overlaps an input (output == hidden_input, both of one size, is fine) */
+    /* the output overlaps an input (output == hidden_input is fine if both have as many bytes) */
     MOE_E_ALIAS,
     MOE_E_NOMEM, /* memory ran out; nothing is lost, the call can be repeated */
     MOE_E_ISA,   /* an ISA level that this machine or this build does not have */
@@ -126,7 +130,8 @@ typedef enum moe_layout { MOE_LAYOUT_HBM = 0, MOE_LAYOUT_SBUF = 1 } moe_layout;
 enum { MOE_MAX_RANK = 5 };
 
 /* Describes memory that the caller owns and keeps unchanged during the call.  data: aligned to
- * one element (2 bytes for MXFP4_X4, 4 for MXFP8_X4); may be NULL when T = 0.  shape: in
+ * one element (2 bytes for MXFP4_X4, 4 for MXFP8_X4); may be NULL when T = 0 (the
+ * weights' too).  shape: in
  * elements, x4 words counted as one; dimensions past rank are not read. */
 typedef struct moe_tensor {
     const void *data;
@@ -181,42 +186,46 @@ typedef struct moe_optional_int {
 } moe_optional_int;
 
 /* The operator's parameters by their names.  Make one with moe_tkg_args_init(): everything
- * optional is then "not given". A NULL tensor is "not given".  Shapes for MX weights (MXFP4_X4,
- * MXFP8_X4) are in the second line. */
+ * optional is then "not given".  A NULL tensor is "not given".  A line "MX" is the shape where
+ * the weights are MXFP4_X4 or MXFP8_X4. */
 typedef struct moe_tkg_args {
     size_t struct_size; /* sizeof(moe_tkg_args) */
 
-    /* [T, H] or [B, S, H] (T = B * S) HBM, or SBUF: bf16, f16, f32.  Pre-quantised: SBUF,
-     * MXFP8_X4, with hidden_input_scale.  Required. */
+    /* [T, H] or [B, S, H] (T = B * S) HBM, or SBUF: bf16, f16, f32.  Pre-quantised: SBUF, MXFP8_X4,
+     * with hidden_input_scale.  Required. */
     const moe_tensor *hidden_input;
     /* [E_L, H, 2, I], gate at index 0 of the third dimension and up at 1: bf16, f16, f32, e4m3.
-     * Required. MX [E_L, 128, 2, nH, I] */
+     * MX [E_L, 128, 2, nH, I]
+     * Required. */
     const moe_tensor *expert_gate_up_weights;
     /* [E_L, I, H]: may differ in dtype from gate/up, but is MX if and only if gate/up is.
-     * Required. MX [E_L, I_p, nI, H] */
+     * MX [E_L, I_p, nI, H]
+     * Required. */
     const moe_tensor *expert_down_weights;
-    /* [T, E]: bf16, f16, f32.  Required with POST_SCALE (unless expert_affinities_eager is
-     * given), else not read. */
+    /* [T, E]: bf16, f16, f32.  Required with POST_SCALE (unless expert_affinities_eager is given),
+     * else not read. */
     const moe_tensor *expert_affinities;
-    /* [T, K]: i32, u32, i64.  Selective: the experts that run, each in [0, E_L).  All-expert:
-     * read only to mask (global numbers, any value), may be NULL without. */
+    /* [T, K]: i32, u32, i64.  Selective: the experts that run, each in [0, E_L).  All-expert: read
+     * only to mask (global numbers, any value), may be NULL without. */
     const moe_tensor *expert_index;
     int32_t is_all_expert; /* 1: every expert for every token; 0: selective, T <= 128 */
 
     /* [1, 1]: i32, u32, i64.  Required in all-expert mode with POST_SCALE, else not read: local
      * expert e has affinity column rank_id * E_L + e. */
     const moe_tensor *rank_id;
-    /* [E_L, 2, I]: bf16, f16, f32.   MX [E_L, I_p, 2, nI, 4] */
+    /* [E_L, 2, I]: bf16, f16, f32.
+     * MX [E_L, I_p, 2, nI, 4] */
     const moe_tensor *expert_gate_up_bias;
     /* [E_L, H]: bf16, f16, f32. */
     const moe_tensor *expert_down_bias;
-    /* f32 [E_L, 2, I] (per row) or [E_L, 2, 1] (static); both weight scales or neither.   MX
-     * e8m0 [E_L, 16, 2, nH, I], required */
+    /* f32 [E_L, 2, I] (per row) or [E_L, 2, 1] (static); both weight scales or neither.
+     * MX e8m0 [E_L, 16, 2, nH, I], required */
     const moe_tensor *expert_gate_up_weights_scale;
-    /* f32 [E_L, H] or [E_L, 1].   MX e8m0 [E_L, I_p / 8, nI, H], required */
+    /* f32 [E_L, H] or [E_L, 1].
+     * MX e8m0 [E_L, I_p / 8, nI, H], required */
     const moe_tensor *expert_down_weights_scale;
-    /* e8m0 [128, H / 512, T], block b of 8 partitions at partition 32 * (b / 4) + b % 4: only
-     * with MX weights in all-expert mode, and then hidden_input is pre-quantised. */
+    /* MX e8m0 [128, nH, T], block b of 8 partitions at partition 32 * (b / 4) + b % 4: only in
+     * all-expert mode, and then hidden_input is pre-quantised. */
     const moe_tensor *hidden_input_scale;
     const moe_tensor *gate_up_input_scale; /* of the operator's interface; refused if given */
     const moe_tensor *down_input_scale;    /* of the operator's interface; refused if given */
@@ -251,7 +260,7 @@ typedef struct moe_tkg_args {
     moe_optional_float swiglu_alpha;
     moe_optional_float swiglu_up_offset;
     /* 1: in selective mode a slot whose index is outside [0, E_L) contributes nothing instead of
-     * being an error. */
+     * being an error.  All-expert mode has no such slots: without effect there. */
     int32_t skip_invalid_experts;
 } moe_tkg_args;
 
@@ -272,6 +281,18 @@ static inline moe_tensor moe_tensor_2d(const void *data, moe_dtype dtype, int64_
     t.rank = 2;
     t.shape[0] = d0;
     t.shape[1] = d1;
+    return t;
+}
+
+static inline moe_tensor moe_tensor_nd(const void *data, moe_dtype dtype, int32_t rank,
+                                       const int64_t *shape)
+{
+    moe_tensor t;
+    memset(&t, 0, sizeof t);
+    t.data = data;
+    t.dtype = dtype;
+    t.rank = rank;
+    for (int32_t i = 0; i < rank && i < MOE_MAX_RANK; i++) t.shape[i] = shape[i];
     return t;
 }
 
@@ -301,9 +322,9 @@ typedef struct moe_context moe_context;
 typedef struct moe_context_options {
     size_t struct_size; /* sizeof(moe_context_options) */
     /* Threads that work on one call, the caller's included: 1 to 1024, or 0 for MOE_NUM_THREADS
-     * of the environment or, without that, as many as the affinity mask and the cgroup quota of
-     * the process allow.  Fewer are used if the system does not give them; moe_context_threads()
-     * says how many. */
+     * of the environment or, without that, as many as the affinity mask and the cgroup (version
+     * 2) quota of the process allow.  Fewer are used if the system does not give them;
+     * moe_context_threads() says how many. */
     int32_t threads;
     /* The highest ISA level to use, by name (moe_isa_level), or NULL for MOE_ISA of the
      * environment or, without that, the best of this machine. */
@@ -327,8 +348,9 @@ static inline moe_context_options moe_context_options_init(void)
 MOE_API moe_status moe_context_create(const moe_context_options *options, moe_context **context);
 
 /* Ends the context's threads and frees it.  MOE_E_BUSY, and nothing happens, while a call is
- * running on it.  NULL is fine. After a fork the child may destroy or go on using its copy; its
- * calls then run on their caller's thread. */
+ * running on it.  NULL is fine.  Using a context after it was destroyed is undefined.  After a
+ * fork the child may destroy or go on using its copy; its calls then run on their caller's
+ * thread. */
 MOE_API moe_status moe_context_destroy(moe_context *context);
 
 MOE_API int32_t moe_context_threads(const moe_context *context); /* 1 for NULL */
@@ -341,11 +363,15 @@ MOE_API const char *moe_isa_level(size_t i);
 
 /* ---- the operator ---------------------------------------------------------------------------- */
 
-/* Computes the block.  context: NULL runs on the calling thread alone and allocates for this
- * call.  output: output_bytes bytes, at least what moe_tkg_output() says, aligned to one
- * element; untouched on error; may be hidden_input's memory itself if both have the same size.
- * NULL is fine when T = 0. Cost: the weights of every expert that runs are repacked once per
- * call. */
+/* Computes the block.  context: NULL runs on the calling thread alone with the machine's best
+ * ISA level, whatever the environment says, and allocates for this call.  output: output_bytes
+ * bytes, at least what moe_tkg_output() says, aligned to one element; untouched on error; may be
+ * hidden_input's memory itself if both have as many bytes.  NULL is fine when T = 0.
+ *
+ * Cost: the weights of every expert that runs are packed in every call.  Scratch, kept by a
+ * context: about 64 MB of packed experts (one at least), 8 to 12 bytes for each of T * H, and
+ * for T * K (in all-expert mode at most 256) rows 4 * H + 12 * I bytes; all-expert mode adds 24
+ * bytes for each of T * E_L.  The calling thread cannot be cancelled inside. */
 MOE_API moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
                            size_t output_bytes);
 

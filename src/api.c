@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* api.c - the public calls on the operator: one call from its check to its result.  No
  * arithmetic. */
+#define _POSIX_C_SOURCE 200809L
 #include "context.h"
 #include "error.h"
 #include "forward.h"
 #include "fpenv.h"
+
+#include <pthread.h>
 
 #define TEXT_OF(x)  #x
 #define VALUE_OF(x) TEXT_OF(x)
@@ -50,30 +53,49 @@ const char *moe_dtype_name(moe_dtype dtype)
     return i < sizeof dtypes / sizeof dtypes[0] ? dtypes[i].name : "unknown";
 }
 
+/* Validation compares numbers of the caller's: in the canonical environment, so that it neither
+ * traps nor leaves flags. */
+static moe_status check(const moe_tkg_args *args, const void *output, size_t output_bytes,
+                        problem *p)
+{
+    fpenv saved = fpenv_enter();
+    moe_status s = problem_check(args, output, output_bytes, p);
+    fpenv_leave(saved);
+    return s;
+}
+
+static moe_status size(const problem *p, const kernel_table *kernels, call_plan *plan)
+{
+    if (plan_size(p, kernels, plan)) return MOE_OK;
+    return error_set(
+        MOE_E_OVERFLOW,
+        "T = %zu, H = %zu, I = %zu, E_L = %zu: the scratch's bytes do not fit in size_t", p->T,
+        p->H, p->I, p->E_L);
+}
+
 moe_status moe_tkg_output(const moe_tkg_args *args, moe_tensor *output, size_t *bytes)
 {
     problem p;
+    call_plan plan;
     if (output == NULL) return error_set(MOE_E_NULL_ARG, "output = NULL: required");
     if (bytes == NULL) return error_set(MOE_E_NULL_ARG, "bytes = NULL: required");
+    fpenv saved = fpenv_enter();
     moe_status s = problem_shape(args, &p);
+    fpenv_leave(saved);
+    if (s == MOE_OK) s = size(&p, context_kernels(NULL), &plan);
     if (s == MOE_OK) *output = problem_output(&p, bytes);
     return s;
 }
 
-moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
-                   size_t output_bytes)
+/* The call after its check.  A thread that is cancelled here would leave its context without an
+ * owner. */
+static moe_status run(moe_context *context, const problem *p, void *output)
 {
-    problem p;
     call_plan plan;
-    moe_status s = problem_check(args, output, output_bytes, &p);
-    if (s != MOE_OK || p.T == 0) return s;
-    const kernel_table *kernels = context_kernels(context);
-    if (!plan_size(&p, kernels, &plan))
-        return error_set(
-            MOE_E_OVERFLOW,
-            "T = %zu, H = %zu, I = %zu, E_L = %zu: the scratch's bytes do not fit in size_t", p.T,
-            p.H, p.I, p.E_L);
     context_call call;
+    const kernel_table *kernels = context_kernels(context);
+    moe_status s = size(p, kernels, &plan);
+    if (s != MOE_OK) return s;
     if (!context_enter(context, plan.scratch.bytes, &call))
         return error_set(MOE_E_NOMEM, "no memory for %zu bytes of scratch", plan.scratch.bytes);
     fpenv saved = fpenv_enter();
@@ -81,4 +103,17 @@ moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
     fpenv_leave(saved);
     context_leave(context, &call);
     return MOE_OK;
+}
+
+moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
+                   size_t output_bytes)
+{
+    problem p;
+    int cancel;
+    moe_status s = check(args, output, output_bytes, &p);
+    if (s != MOE_OK || p.T == 0) return s;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+    s = run(context, &p, output);
+    pthread_setcancelstate(cancel, NULL);
+    return s;
 }

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* checked.h - the one place where sizes are added, multiplied and rounded.
+/* checked.h - sizes added, multiplied and rounded so that one that does not fit is an answer
+ * (false) and never a small number.
  *
- * Every byte count that depends on a shape, an index or a file goes through these functions, so
- * that a product that does not fit is an answer (false) and never a small number.  Nothing else
- * in the project multiplies two sizes of foreign origin. */
+ * Every byte count of a tensor, of scratch and of a file goes through here before anything
+ * relies on it; what is computed from them later is then known to fit. */
 #ifndef MOE_CHECKED_H
 #define MOE_CHECKED_H
 

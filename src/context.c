@@ -32,7 +32,7 @@ struct moe_context {
     allocator memory;
     const kernel_table *kernels;
     threads *pool;
-    atomic_int calls;     /* running; INT_MIN and up once the context is being destroyed */
+    atomic_int calls;     /* running */
     pthread_mutex_t lock; /* of idle */
     piece *idle;
     volatile int *home; /* a page that a fork wipes: 1 where the context was made, 0 in a child */
@@ -136,14 +136,12 @@ static void release_idle(moe_context *c)
     }
 }
 
-moe_status moe_context_create(const moe_context_options *options, moe_context **context)
+static moe_status create(const moe_context_options *options, moe_context **context)
 {
     moe_context_options defaults = moe_context_options_init();
     const moe_context_options *o = options != NULL ? options : &defaults;
     const kernel_table *kernels;
     int count;
-    if (context == NULL) return error_set(MOE_E_NULL_ARG, "context = NULL: required");
-    *context = NULL;
     moe_status s = check_options(o);
     if (s == MOE_OK) s = choose_threads(o->threads, &count);
     if (s == MOE_OK) s = choose_isa(o->isa, &kernels);
@@ -169,6 +167,17 @@ moe_status moe_context_create(const moe_context_options *options, moe_context **
     return error_set(MOE_E_NOMEM, "no memory for a context of %d threads", count);
 }
 
+moe_status moe_context_create(const moe_context_options *options, moe_context **context)
+{
+    int cancel;
+    if (context == NULL) return error_set(MOE_E_NULL_ARG, "context = NULL: required");
+    *context = NULL;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel); /* files are open, memory is held */
+    moe_status s = create(options, context);
+    pthread_setcancelstate(cancel, NULL);
+    return s;
+}
+
 moe_status moe_context_destroy(moe_context *context)
 {
     if (context == NULL) return MOE_OK;
@@ -180,6 +189,7 @@ moe_status moe_context_destroy(moe_context *context)
         threads_forget(context->pool, &context->memory);
     else
         threads_destroy(context->pool, &context->memory);
+    if (!child) pthread_mutex_destroy(&context->lock);
     release_idle(context);
     unmark_home(context);
     context->memory.release(context, sizeof *context, context->memory.user);

@@ -13,6 +13,9 @@ moe_status error_set(moe_status status, const char *format, ...)
     va_start(list, format);
     vsnprintf(last_error, sizeof last_error, format, list);
     va_end(list);
+    for (char *c = last_error; *c != '\0';
+         c++) /* one line, whatever text of the caller's is in it */
+        if ((unsigned char)*c < ' ') *c = '?';
     return status;
 }
 

@@ -102,9 +102,26 @@ static void pack_panels(void *arg, size_t i)
     while (g->slot != i / items) g++;
     for (size_t panel = first; panel < end && panel < l->gate_up_panels + l->down_panels; panel++)
         if (panel >= l->gate_up_panels)
-            pack_down(f->p, l, g->expert, panel - l->gate_up_panels, packed(f, g));
+            pack_down(f->p, l, g->expert, panel - l->gate_up_panels, g->mid_k, packed(f, g));
         else if (panel * KERNEL_ROWS < g->mid_k)
             pack_gate_up(f->p, l, g->expert, panel, packed(f, g));
+}
+
+/* Pad lanes see no hidden value: their sums are +0 even where hidden is infinite, so that their
+ * m is what the same kernel makes of no terms at all, the same for every token. */
+static void fill_pads(const forward *f, size_t panel, const kernel_gate_up *a)
+{
+    uint32_t pads = pack_pad_rows(f->p, panel);
+    if (pads == 0) return;
+    float mid[KERNEL_ROWS];
+    kernel_gate_up none = *a;
+    none.k = 0;
+    none.tiles.tokens = 1;
+    none.mid = mid;
+    f->kernels->gate_up[f->p->gate_up][f->plan->hidden_operand](&none);
+    for (size_t t = 0; t < a->tiles.tokens; t++)
+        for (size_t r = 0; r < KERNEL_ROWS; r++)
+            if (pads >> r & 1) a->mid[t * a->mid_stride + r] = mid[r];
 }
 
 /* mid[term][rows of the panel] for one group and panel. */
@@ -126,6 +143,7 @@ static void gate_up_panel(void *arg, size_t i)
         .mid_stride = f->plan->scratch.mid_row,
     };
     f->kernels->gate_up[f->p->gate_up][f->plan->hidden_operand](&a);
+    fill_pads(f, panel, &a);
 }
 
 /* Item: one term of the pass.  The first of each tile interleaves the hidden rows of all. */

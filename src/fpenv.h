@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* fpenv.h - the canonical floating-point environment: nearest even, DAZ, FTZ, exceptions masked.
  *
- * fpenv_enter() sets it and returns what was there, for fpenv_leave().  Both are calls into
- * another translation unit's kernels apart from the arithmetic they guard, so that no compiler
- * moves arithmetic across them. */
+ * fpenv_enter() sets it and returns what was there, for fpenv_leave().  The arithmetic that they
+ * guard is in functions of other translation units, so that no compiler moves it across them:
+ * the library is built without LTO. */
 #ifndef MOE_FPENV_H
 #define MOE_FPENV_H
 
 #include <stdint.h>
 
-#if defined(__x86_64__) || defined(__i386__)
+#if defined(__x86_64__)
 #include <xmmintrin.h>
 
 typedef unsigned fpenv;

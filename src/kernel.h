@@ -131,6 +131,12 @@ static inline int kernel_is_mx(kernel_format f)
     return f == FORMAT_MXFP8 || f == FORMAT_MXFP4;
 }
 
+/* Which of 8 neighbouring k is code number i of an OPERAND_INT8 row. */
+static inline size_t kernel_int8_k(size_t i)
+{
+    return (i & 1) * 4 + (i >> 1 & 1) + (i >> 2 & 1) * 2;
+}
+
 /* Bits of one element. */
 static inline size_t kernel_bits(kernel_format f)
 {

@@ -5,7 +5,7 @@
  * Owns every conversion between the formats of the operator and f32, and the activations.  All
  * functions assume the canonical floating-point environment (fpenv.h): round to nearest even,
  * subnormal f32 operands count as zero, subnormal f32 results become zero.  The widening
- * conversions and the roundings work on integers and hold in any environment. */
+ * conversions, and the roundings to bf16 and f16, work on integers and hold in any environment. */
 #ifndef MOE_NUMERIC_H
 #define MOE_NUMERIC_H
 
@@ -28,10 +28,9 @@ static inline float num_float(uint32_t b)
     return x;
 }
 
-#define NUM_NAN_BITS  0x7FC00000u /* the canonical NaN of f32; bf16's is 0x7FC0, f16's 0x7E00 */
-#define NUM_ABS_MASK  0x7FFFFFFFu
-#define NUM_INF_BITS  0x7F800000u
-#define NUM_SIGN_MASK 0x80000000u
+#define NUM_NAN_BITS 0x7FC00000u /* the canonical NaN of f32; bf16's is 0x7FC0, f16's 0x7E00 */
+#define NUM_ABS_MASK 0x7FFFFFFFu
+#define NUM_INF_BITS 0x7F800000u
 
 static inline float num_nan(void)
 {

@@ -211,14 +211,15 @@ void pack_gate_up(const problem *p, const pack_layout *l, size_t e, size_t panel
                     : write_row(row, a->expert_gate_up_bias, (e * 2 + g) * p->I, &c, false);
 }
 
-void pack_down(const problem *p, const pack_layout *l, size_t e, size_t panel, uint8_t *expert)
+void pack_down(const problem *p, const pack_layout *l, size_t e, size_t panel, size_t mid_k,
+               uint8_t *expert)
 {
     const moe_tkg_args *a = p->args;
     const moe_tensor *scale = a->expert_down_weights_scale;
     columns c = down_columns(p, panel);
     uint8_t *dst = expert + l->down_at + panel * l->down_bytes;
     write_panel((source){p, e, 0, true}, a->expert_down_weights, scale, &c, p->down, 1,
-                p->mx ? pack_mid_k(p, l, e) : p->I, dst);
+                p->mx ? mid_k : p->I, dst);
     float *row = (float *)(void *)(dst + l->down_rows_at);
     bool one = has_row_scale(p) && scale->shape[1] == 1;
     if (has_row_scale(p)) row = write_row(row, scale, e * (one ? 1 : p->H), &c, one);
@@ -253,6 +254,15 @@ kernel_rows pack_down_rows(const problem *p, const pack_layout *l, const uint8_t
 {
     const float *first = (const float *)(const void *)(panel + l->down_rows_at);
     return rows(p, p->args->expert_down_bias, first, 1, 0);
+}
+
+uint32_t pack_pad_rows(const problem *p, size_t panel)
+{
+    uint32_t pads = 0;
+    if (!p->mx) return 0;
+    columns c = gate_up_columns(p, panel);
+    for (size_t r = 0; r < KERNEL_ROWS; r++) pads |= (c.mask[r] == 0 ? 1u : 0u) << r;
+    return pads;
 }
 
 /* ---- sizes ----------------------------------------------------------------------------------- */

@@ -31,7 +31,11 @@ size_t pack_mid_k(const problem *p, const pack_layout *l, size_t e);
 
 /* Fill panel number `panel` of expert e; expert: its memory, l->bytes at KERNEL_ALIGN. */
 void pack_gate_up(const problem *p, const pack_layout *l, size_t e, size_t panel, uint8_t *expert);
-void pack_down(const problem *p, const pack_layout *l, size_t e, size_t panel, uint8_t *expert);
+void pack_down(const problem *p, const pack_layout *l, size_t e, size_t panel, size_t mid_k,
+               uint8_t *expert);
+
+/* Bit r: row r of gate_up panel number `panel` is a pad lane. */
+uint32_t pack_pad_rows(const problem *p, size_t panel);
 
 /* The f32 rows of a packed panel: KERNEL_ROWS floats each, NULL where the call has none. */
 kernel_rows pack_gate_rows(const problem *p, const pack_layout *l, const uint8_t *panel);

@@ -111,12 +111,13 @@ static bool pair(const problem *p, size_t t, size_t e, float *affinity)
 /* The groups of one expert: terms [first, end). */
 static void add_groups(call_plan *plan, size_t expert, size_t first, size_t end)
 {
+    if (first == end) return;
+    size_t mid_k = pack_mid_k(plan->p, &plan->layout, expert);
     for (; first < end; first += KERNEL_TOKENS)
-        plan->group[plan->groups++] =
-            (plan_group){.expert = expert,
-                         .mid_k = pack_mid_k(plan->p, &plan->layout, expert),
-                         .first = first,
-                         .count = smaller(end - first, KERNEL_TOKENS)};
+        plan->group[plan->groups++] = (plan_group){.expert = expert,
+                                                   .mid_k = mid_k,
+                                                   .first = first,
+                                                   .count = smaller(end - first, KERNEL_TOKENS)};
 }
 
 static void route_all(call_plan *plan)

@@ -2,9 +2,9 @@
 /* plan.h - from routing to work: which expert sees which tokens, in what order, and how much
  * scratch that takes.
  *
- * Pure: reads the index and affinity tensors, computes nothing.  Work is a list of groups (one
- * expert, at most KERNEL_TOKENS of its tokens), sorted by expert, cut into passes whose scratch
- * is bounded. */
+ * Pure: reads the routing and whether pad lanes have weights, computes nothing.  Work is a list
+ * of groups (one expert, at most KERNEL_TOKENS of its tokens), sorted by expert, cut into passes
+ * whose scratch is bounded. */
 #ifndef MOE_PLAN_H
 #define MOE_PLAN_H
 
@@ -14,7 +14,7 @@
 typedef struct plan_term {
     size_t token;
     size_t row;     /* of the y rows: selective t * K + k; all-expert its place in the pass */
-    float affinity; /* 1 with NO_SCALE, where it is not used */
+    float affinity; /* all-expert mode with POST_SCALE */
 } plan_term;
 
 typedef struct plan_group {

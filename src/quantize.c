@@ -112,14 +112,12 @@ static void round_mxfp8(float *v)
 /* Block number `block` of an int8 operand row. */
 static void put_int8(const float *v, size_t block, size_t k, uint32_t *row)
 {
-    static const uint8_t order[8] = {0, 4, 1, 5,
-                                     2, 6, 3, 7}; /* as the nibbles of a line lie: kernel.h */
     int8_t q[KERNEL_BLOCK];
     float half = quantize_int8(v, q) * 0.5f;
     int32_t sum = 0;
     uint8_t *codes = (uint8_t *)(row + block * (KERNEL_BLOCK / 4));
     for (size_t i = 0; i < KERNEL_BLOCK; i++) {
-        codes[i] = (uint8_t)q[i / 8 * 8 + order[i % 8]];
+        codes[i] = (uint8_t)q[i / 8 * 8 + kernel_int8_k(i % 8)];
         sum += q[i];
     }
     sum *= -12;

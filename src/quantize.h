@@ -19,7 +19,7 @@ void quantize_hidden(const problem *p, kernel_operand o, size_t t, size_t k, uin
 /* row: the operand row of an intermediate row m of k terms in the order of the down product. */
 void quantize_mid(const problem *p, kernel_operand o, const float *m, size_t k, uint32_t *row);
 
-/* tile: `width` rows, row_words apart, interleaved word by word. */
+/* tile: `width` rows of `words` words, interleaved word by word. */
 void quantize_tile(const uint32_t *const *rows, size_t width, size_t words, uint32_t *tile);
 
 /* One block of 32 as MXFP8: fills code, returns the scale byte. */

@@ -44,7 +44,7 @@ moe_tensor problem_output(const problem *p, size_t *bytes)
     return t;
 }
 
-/* The tensors that this call reads; true in `used` says so. */
+/* One tensor, if this call reads it: there, aligned, and apart from the output. */
 static moe_status check_pointer(const char *name, const moe_tensor *t, bool used, uintptr_t out,
                                 size_t out_bytes, bool in_place)
 {

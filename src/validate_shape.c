@@ -150,8 +150,7 @@ static moe_status hidden_shape(const moe_tensor *x, problem *p)
     if (x->layout == MOE_LAYOUT_HBM) {
         if (x->rank != 2 && x->rank != 3)
             return error_set(MOE_E_DIM, "hidden_input: rank = %d: must be 2 or 3", (int)x->rank);
-        T = x->rank == 2 ? x->shape[0]
-                         : x->shape[0] * x->shape[1]; /* fits if H is not zero: checked */
+        T = x->rank == 2 ? x->shape[0] : x->shape[0] * x->shape[1]; /* fits: check_tensor */
         H = x->shape[x->rank - 1];
     } else {
         if (x->rank != 3 || x->shape[0] != 128)
@@ -311,7 +310,8 @@ static moe_status routing_shapes(const moe_tkg_args *a, problem *p)
         return error_set(MOE_E_UNSUPPORTED,
                          "hidden_input: T = %zu: must be at most %d in selective mode", p->T,
                          MAX_TOKENS_SELECTIVE);
-    if (p->scaled && a->expert_affinities != NULL && p->E < p->E_L)
+    if (p->scaled && a->expert_affinities != NULL && a->expert_affinities_eager == NULL &&
+        p->E < p->E_L)
         return error_set(MOE_E_SHAPE, "expert_affinities: E = %zu: must be at least E_L = %zu",
                          p->E, p->E_L);
     return MOE_OK;
@@ -321,12 +321,13 @@ static moe_status hidden_scale(const moe_tkg_args *a, const problem *p)
 {
     const moe_tensor *scale = a->hidden_input_scale;
     if (scale == NULL && !p->prequantised) return MOE_OK;
+    if (!p->mx || !p->all_expert)
+        return error_set(MOE_E_UNSUPPORTED, "%s: only with MX weights in all-expert mode",
+                         scale != NULL ? "hidden_input_scale is given"
+                                       : "hidden_input: dtype = mxfp8_x4, pre-quantised");
     if (scale == NULL)
         return error_set(MOE_E_NULL_ARG,
                          "hidden_input_scale = NULL: a pre-quantised hidden_input requires it");
-    if (!p->mx || !p->all_expert)
-        return error_set(MOE_E_UNSUPPORTED,
-                         "hidden_input_scale is given: only with MX weights in all-expert mode");
     if (!p->prequantised)
         return error_set(MOE_E_UNSUPPORTED,
                          "hidden_input_scale is given: hidden_input must be mxfp8_x4, not %s",

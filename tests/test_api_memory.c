@@ -174,6 +174,26 @@ static void test_output_bytes(void **state)
     }
 }
 
+/* Tensors that can be and scratch for them that cannot: nothing behind the pointers is touched. */
+static void test_scratch_too_large(void **state)
+{
+    (void)state;
+    const int64_t T = INT32_MAX, H = (int64_t)1 << 29;
+    static _Alignas(64) unsigned char row[64];
+    void *const low = (void *)(uintptr_t)64; /* below row, which is hidden and output in one */
+    moe_tensor hidden = moe_tensor_2d(row, MOE_F32, T, H);
+    moe_tensor gate_up = {low, MOE_F32, MOE_LAYOUT_HBM, 4, {1, H, 2, 1}};
+    moe_tensor down = {low, MOE_F32, MOE_LAYOUT_HBM, 3, {1, 1, H}};
+    moe_tkg_args args = moe_tkg_args_init();
+    args.hidden_input = &hidden;
+    args.expert_gate_up_weights = &gate_up;
+    args.expert_down_weights = &down;
+    args.is_all_expert = 1;
+    expect_accepted(&args);
+    assert_int_equal(moe_tkg(NULL, &args, row, SIZE_MAX), MOE_E_OVERFLOW);
+    assert_non_null(strstr(moe_last_error(), "H = 536870912"));
+}
+
 /* ---- aliasing -------------------------------------------------------------------------------- */
 
 /* The output may be hidden_input's memory: of every layout, as long as both have one size. */
@@ -345,8 +365,9 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_tensor_alignment), cmocka_unit_test(test_output_alignment),
-        cmocka_unit_test(test_output_bytes),     cmocka_unit_test(test_in_place),
-        cmocka_unit_test(test_overlaps),         cmocka_unit_test(test_unread_tensors),
+        cmocka_unit_test(test_output_bytes),     cmocka_unit_test(test_scratch_too_large),
+        cmocka_unit_test(test_in_place),         cmocka_unit_test(test_overlaps),
+        cmocka_unit_test(test_unread_tensors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -120,15 +120,16 @@ static bool judge(const layer *l, const combination *c, bool run)
     moe_status status = moe_tkg_output(&args, &shape, &bytes);
     bool is_right = broken == 0 ? status == MOE_OK : (STATUS(status) & broken) != 0;
     if (!is_right)
-        fail_msg(
-            "%s: %s, want one of 0x%x\nmx %d all %d dynamic %d mask %d rank %d eager %d affinities %d index %d "
-            "scaling %d scales %d %d input scales %d %d block size %d %lld T %lld\n"
-            "place %d scale %d sbuf out %d hidden %d weights %d act %d",
-            moe_status_name(status), status ? moe_last_error() : "", broken, c->mx, c->all_expert,
-            c->dynamic, c->mask, c->rank, c->eager, c->affinities, c->index, (int)c->scaling,
-            c->gate_up_scale, c->down_scale, c->gate_up_input_scale, c->down_input_scale,
-            c->has_block_size, (long long)c->block_size, (long long)c->T, (int)c->place,
-            c->hidden_scale, c->output_in_sbuf, (int)c->hidden, (int)c->weights, (int)c->act_mode);
+        fail_msg("%s: %s, want one of 0x%x\n"
+                 "mx %d all %d dynamic %d mask %d rank %d eager %d affinities %d index %d\n"
+                 "scaling %d scales %d %d input scales %d %d block size %d %lld T %lld\n"
+                 "place %d scale %d sbuf out %d hidden %d weights %d act %d",
+                 moe_status_name(status), status ? moe_last_error() : "", broken, c->mx,
+                 c->all_expert, c->dynamic, c->mask, c->rank, c->eager, c->affinities, c->index,
+                 (int)c->scaling, c->gate_up_scale, c->down_scale, c->gate_up_input_scale,
+                 c->down_input_scale, c->has_block_size, (long long)c->block_size, (long long)c->T,
+                 (int)c->place, c->hidden_scale, c->output_in_sbuf, (int)c->hidden, (int)c->weights,
+                 (int)c->act_mode);
     if (status == MOE_OK && run) {
         void *output = malloc(bytes);
         assert_non_null(output);

@@ -193,7 +193,7 @@ static void check_neighbourhoods(const rounding *r)
             for (uint32_t beside = 0; beside < 3; beside++) {
                 uint32_t bits = num_bits((float)points[i]) + beside - 1;
                 check_rounding(r, bits & NUM_ABS_MASK);
-                check_rounding(r, bits | NUM_SIGN_MASK);
+                check_rounding(r, bits | 0x80000000u);
             }
     }
 }

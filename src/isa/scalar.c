@@ -112,7 +112,6 @@ static inline void mx_sums(const uint8_t *panel, size_t matrices, size_t k,
 static inline void int8_sums(const uint8_t *panel, size_t matrices, size_t k,
                              const kernel_tiles *tiles, panel_sums sum)
 {
-    static const size_t order[8] = {0, 4, 1, 5, 2, 6, 3, 7};
     for (size_t n = 0; n < k / KERNEL_BLOCK; n++) {
         const uint8_t *lines = panel + kernel_block_at(FORMAT_MXFP4, matrices, n);
         const uint8_t *scale = panel + kernel_scale_at(FORMAT_MXFP4, matrices, n);
@@ -129,7 +128,7 @@ static inline void int8_sums(const uint8_t *panel, size_t matrices, size_t k,
                     const float *half = (const float *)row_of(tiles, t) + k / 4;
                     int dot = 0;
                     for (size_t i = 0; i < KERNEL_BLOCK; i++)
-                        dot += q[i] * w[i / 8 * 8 + order[i % 8]];
+                        dot += q[i] * w[i / 8 * 8 + kernel_int8_k(i % 8)];
                     float s = (half[n] * num_e8m0_low(scale[r])) * num_e8m0(scale[r]);
                     sum[m][t][r] = fmaf((float)dot, s, sum[m][t][r]);
                 }

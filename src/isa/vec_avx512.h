@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* vec_avx512.h - the vocabulary of kernel_tmpl.h in AVX-512 F, BW, DQ, VL; with VEC_VBMI,
- * VEC_VNNI, VEC_BF16 defined by the including file also those. */
+/* vec_avx512.h - the vocabulary of kernel_tmpl.h in AVX-512 F, BW, DQ, VL; with VEC_VNNI
+ * and VEC_BF16 defined by the including file also those. */
 #include <immintrin.h>
 #include <stdint.h>
 

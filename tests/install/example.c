@@ -5,7 +5,8 @@
 
 int main(void)
 {
-    const float x[] = {1, 2, 3}, w_gate_up[] = {1, 0, 0, 1, 0, 1, 1, 0, 0, 0, 1, 1}, w_down[] = {1, 0, 1, 0, 1, 1};
+    const float x[] = {1, 2, 3}, w_gate_up[] = {1, 0, 0, 1, 0, 1, 1, 0, 0, 0, 1, 1},
+                w_down[] = {1, 0, 1, 0, 1, 1};
     const int32_t slot[] = {0};
     moe_tensor hidden = moe_tensor_2d(x, MOE_F32, 1, 3), index = moe_tensor_2d(slot, MOE_I32, 1, 1);
     moe_tensor gate_up = {w_gate_up, MOE_F32, MOE_LAYOUT_HBM, 4, {1, 3, 2, 2}};
