@@ -4,7 +4,8 @@
  *
  * Layer v of a kind is the same everywhere; neighbouring v go through all hidden types and
  * numerics modes, the rest is drawn. MOE_SEED=n in the environment gives other layers,
- * MOE_EXHAUSTIVE=1 a hundred times as many. */
+ * MOE_EXHAUSTIVE=1 a hundred times as many, MOE_QUICK=1 half of them: one for each numerics mode,
+ * and all of INT8, which one kind alone has. */
 #ifndef MOE_TEST_RANDOM_LAYER_H
 #define MOE_TEST_RANDOM_LAYER_H
 
