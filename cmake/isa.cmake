@@ -9,16 +9,23 @@ function(moe_isa level)
 endfunction()
 
 moe_isa(scalar)
+
+# gcc's analyzer takes minutes and gigabytes for unrolled vector loops; scalar.c has their contract.
+if(CMAKE_C_FLAGS MATCHES "-fanalyzer")
+    set(unanalyzed -fno-analyzer)
+endif()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
     set(avx2 -mavx2 -mfma -mf16c)
     set(avx512 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma -mf16c)
     set(avx512vnni ${avx512} -mavx512vnni -mavx512vbmi -mavx512vbmi2)
     set(avx512bf16 ${avx512vnni} -mavx512bf16)
-    # gcc's analyzer takes minutes and gigabytes for unrolled vector loops; scalar.c has the same contract.
-    if(CMAKE_C_FLAGS MATCHES "-fanalyzer")
-        set(unanalyzed -fno-analyzer)
-    endif()
     foreach(level avx2 avx512 avx512vnni avx512bf16)
         moe_isa(${level} ${${level}} ${unanalyzed})
     endforeach()
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "^(aarch64|arm64)$")
+    if(CMAKE_C_COMPILER_ID STREQUAL GNU) # it else moves loads so far up that sums go to the stack
+        set(in_order -fno-schedule-insns)
+    endif()
+    moe_isa(neon -march=armv8-a ${in_order} ${unanalyzed})
+    moe_isa(neon_dotprod -march=armv8.2-a+dotprod ${in_order} ${unanalyzed})
 endif()

@@ -57,14 +57,62 @@ static bool has_bf16(const features *f)
     return has(f->eax7_1, bit_AVX512BF16);
 }
 
-/* The vector levels, each with what it needs beyond the one before. */
+#elif defined(__aarch64__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+
+/* What the kernel says that programs may use. */
+typedef struct features {
+    unsigned long hwcap;
+} features;
+
+static features read_features(void)
+{
+    return (features){getauxval(AT_HWCAP)};
+}
+
+static bool has_neon(const features *f)
+{
+    return (f->hwcap & HWCAP_ASIMD) != 0;
+}
+
+static bool has_dotprod(const features *f)
+{
+    return (f->hwcap & HWCAP_ASIMDDP) != 0;
+}
+
+#else
+
+typedef struct features {
+    bool none;
+} features;
+
+static features read_features(void)
+{
+    return (features){true};
+}
+#endif
+
+static bool has_c(const features *f)
+{
+    (void)f;
+    return true;
+}
+
+/* The levels, each with what it needs beyond the one before. */
 static const struct {
     const kernel_table *table;
     bool (*has)(const features *f);
-} levels[] = {{&kernel_table_avx2, has_avx2},
-              {&kernel_table_avx512, has_avx512},
-              {&kernel_table_avx512vnni, has_vnni},
-              {&kernel_table_avx512bf16, has_bf16}};
+} levels[] = {
+    {&kernel_table_scalar, has_c},
+#if defined(__x86_64__)
+    {&kernel_table_avx2, has_avx2},       {&kernel_table_avx512, has_avx512},
+    {&kernel_table_avx512vnni, has_vnni}, {&kernel_table_avx512bf16, has_bf16},
+#elif defined(__aarch64__)
+    {&kernel_table_neon, has_neon},
+    {&kernel_table_neon_dotprod, has_dotprod},
+#endif
+};
 
 enum { LEVELS = sizeof levels / sizeof levels[0] };
 
@@ -72,26 +120,19 @@ enum { LEVELS = sizeof levels / sizeof levels[0] };
  * the answer, which cannot change, is kept; threads that ask at once all find the same. */
 static size_t count_levels(void)
 {
-    static atomic_size_t known; /* 1 + the count */
+    static atomic_size_t known; /* 0: not yet asked */
     size_t n = atomic_load_explicit(&known, memory_order_relaxed);
-    if (n != 0) return n - 1;
+    if (n != 0) return n;
     const features f = read_features();
     while (n < LEVELS && levels[n].has(&f)) n++;
-    atomic_store_explicit(&known, n + 1, memory_order_relaxed);
+    atomic_store_explicit(&known, n, memory_order_relaxed);
     return n;
 }
 
 const kernel_table *cpu_level(size_t i)
 {
-    if (i > count_levels()) return NULL;
-    return i == 0 ? &kernel_table_scalar : levels[i - 1].table;
+    return i < count_levels() ? levels[i].table : NULL;
 }
-#else
-const kernel_table *cpu_level(size_t i)
-{
-    return i == 0 ? &kernel_table_scalar : NULL;
-}
-#endif
 
 const kernel_table *cpu_best(void)
 {

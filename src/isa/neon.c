@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* neon.c - the kernels for Advanced SIMD, which every AArch64 has. */
+#include "vec_neon.h"
+
+#include "../kernel_tmpl.h"
+
+const kernel_table kernel_table_neon = {"neon", VEC_WIDTH, SLOTS(gate_up), SLOTS(down)};

@@ -1,0 +1,352 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* vec_neon.h - the vocabulary of kernel_tmpl.h in Advanced SIMD (AArch64): four registers for each
+ * vec.  With VEC_DOTPROD, defined by the including file, also SDOT.
+ *
+ * Left out on purpose: BFDOT and BFMMLA do not round as the two fmas of docs/numerics.md section 4;
+ * USDOT (i8mm) is no faster than SDOT, for which weights of 0..24 are signed as well; SMMLA and
+ * USMMLA take 2 x 8 blocks, and a line, four k of sixteen rows, has another shape. */
+#include <arm_neon.h>
+#include <stdint.h>
+
+#define VEC_WIDTH 4
+#define V_INLINE  static inline __attribute__((always_inline))
+
+typedef struct vec {
+    float32x4_t a, b, c, d;
+} vec;
+
+/* As 16-bit lanes: the terms 2j and 2j+1 of rows 0 to 3, 4 to 7, 8 to 11, 12 to 15. */
+typedef struct line {
+    uint16x8_t a, b, c, d;
+} line;
+
+typedef struct ivec {
+    int32x4_t a, b, c, d;
+} ivec;
+
+/* The four registers of f of one to three values. */
+#define EACH1(f, x)                                                                                \
+    {                                                                                              \
+        f((x).a), f((x).b), f((x).c), f((x).d)                                                     \
+    }
+#define EACH2(f, x, y)                                                                             \
+    {                                                                                              \
+        f((x).a, (y).a), f((x).b, (y).b), f((x).c, (y).c), f((x).d, (y).d)                         \
+    }
+#define EACH3(f, x, y, z)                                                                          \
+    {                                                                                              \
+        f((x).a, (y).a, (z).a), f((x).b, (y).b, (z).b), f((x).c, (y).c, (z).c),                    \
+            f((x).d, (y).d, (z).d)                                                                 \
+    }
+
+/* ---- f32 ------------------------------------------------------------------------------------- */
+
+V_INLINE vec v_set1(float x)
+{
+    float32x4_t q = vdupq_n_f32(x);
+    return (vec){q, q, q, q};
+}
+V_INLINE vec v_zero(void)
+{
+    return v_set1(0);
+}
+V_INLINE vec v_load(const float *p)
+{
+    return (vec){vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)};
+}
+
+V_INLINE void v_store(float *p, vec x)
+{
+    vst1q_f32(p, x.a);
+    vst1q_f32(p + 4, x.b);
+    vst1q_f32(p + 8, x.c);
+    vst1q_f32(p + 12, x.d);
+}
+
+V_INLINE vec v_add(vec x, vec y)
+{
+    return (vec)EACH2(vaddq_f32, x, y);
+}
+V_INLINE vec v_sub(vec x, vec y)
+{
+    return (vec)EACH2(vsubq_f32, x, y);
+}
+V_INLINE vec v_mul(vec x, vec y)
+{
+    return (vec)EACH2(vmulq_f32, x, y);
+}
+V_INLINE vec v_div(vec x, vec y)
+{
+    return (vec)EACH2(vdivq_f32, x, y);
+}
+V_INLINE vec v_fma(vec x, vec y, vec z)
+{
+    return (vec)EACH3(vfmaq_f32, z, x, y);
+}
+V_INLINE vec v_neg(vec x)
+{
+    return (vec)EACH1(vnegq_f32, x);
+}
+V_INLINE vec v_abs(vec x)
+{
+    return (vec)EACH1(vabsq_f32, x);
+}
+
+V_INLINE float32x4_t q_if_gt(float32x4_t a, float32x4_t b, float32x4_t x, float32x4_t y)
+{
+    return vbslq_f32(vcgtq_f32(a, b), x, y);
+}
+
+V_INLINE float32x4_t q_if_eq(float32x4_t a, float32x4_t b, float32x4_t x, float32x4_t y)
+{
+    return vbslq_f32(vceqq_f32(a, b), x, y);
+}
+
+/* a > b ? x : y, and a == b ? x : y; a NaN gives y. */
+V_INLINE vec v_if_gt(vec a, vec b, vec x, vec y)
+{
+    return (vec){q_if_gt(a.a, b.a, x.a, y.a), q_if_gt(a.b, b.b, x.b, y.b),
+                 q_if_gt(a.c, b.c, x.c, y.c), q_if_gt(a.d, b.d, x.d, y.d)};
+}
+
+V_INLINE vec v_if_eq(vec a, vec b, vec x, vec y)
+{
+    return (vec){q_if_eq(a.a, b.a, x.a, y.a), q_if_eq(a.b, b.b, x.b, y.b),
+                 q_if_eq(a.c, b.c, x.c, y.c), q_if_eq(a.d, b.d, x.d, y.d)};
+}
+
+V_INLINE float32x4_t q_pow2(int32x4_t n)
+{
+    return vreinterpretq_f32_s32(vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23));
+}
+
+V_INLINE float32x4_t q_scale(float32x4_t p, float32x4_t t, float32x4_t magic)
+{
+    int32x4_t k = vsubq_s32(vreinterpretq_s32_f32(t), vreinterpretq_s32_f32(magic));
+    int32x4_t half = vshrq_n_s32(k, 1);
+    return vmulq_f32(vmulq_f32(p, q_pow2(half)), q_pow2(vsubq_s32(k, half)));
+}
+
+/* p * 2^k in two steps, k = the integer that t - magic is. */
+V_INLINE vec v_scale(vec p, vec t, vec magic)
+{
+    return (vec)EACH3(q_scale, p, t, magic);
+}
+
+/* ---- e8m0 scales, a byte for each row: num_e8m0 and num_e8m0_low ----------------------------- */
+
+/* Sixteen bytes as sixteen integers. */
+V_INLINE ivec i_from_bytes(uint8x16_t s)
+{
+    uint16x8_t low = vmovl_u8(vget_low_u8(s)), high = vmovl_high_u8(s);
+    return (ivec){vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(low))),
+                  vreinterpretq_s32_u32(vmovl_high_u16(low)),
+                  vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(high))),
+                  vreinterpretq_s32_u32(vmovl_high_u16(high))};
+}
+
+V_INLINE float32x4_t q_e8m0(int32x4_t e)
+{
+    uint32x4_t nan = vceqq_s32(e, vdupq_n_s32(255));
+    int32x4_t bits = vshlq_n_s32(vmaxq_s32(e, vdupq_n_s32(1)), 23);
+    return vreinterpretq_f32_s32(vbslq_s32(nan, vdupq_n_s32(0x7FC00000), bits));
+}
+
+V_INLINE vec v_e8m0(const uint8_t *s)
+{
+    ivec e = i_from_bytes(vld1q_u8(s));
+    return (vec)EACH1(q_e8m0, e);
+}
+
+V_INLINE float32x4_t q_e8m0_low(int32x4_t e)
+{
+    return vbslq_f32(vceqzq_s32(e), vdupq_n_f32(0.5f), vdupq_n_f32(1.0f));
+}
+
+V_INLINE vec v_e8m0_low(const uint8_t *s)
+{
+    ivec e = i_from_bytes(vld1q_u8(s));
+    return (vec)EACH1(q_e8m0_low, e);
+}
+
+V_INLINE int l_has_zero(const uint8_t *s)
+{
+    return vminvq_u8(vld1q_u8(s)) == 0;
+}
+
+/* ---- lines ----------------------------------------------------------------------------------- */
+
+V_INLINE uint16x8_t q_load(const uint8_t *p)
+{
+    return vreinterpretq_u16_u8(vld1q_u8(p));
+}
+
+V_INLINE line l_load(const uint8_t *p)
+{
+    return (line){q_load(p), q_load(p + 16), q_load(p + 32), q_load(p + 48)};
+}
+
+V_INLINE void l_store(uint8_t *p, line x)
+{
+    vst1q_u8(p, vreinterpretq_u8_u16(x.a));
+    vst1q_u8(p + 16, vreinterpretq_u8_u16(x.b));
+    vst1q_u8(p + 32, vreinterpretq_u8_u16(x.c));
+    vst1q_u8(p + 48, vreinterpretq_u8_u16(x.d));
+}
+
+V_INLINE void l_prefetch(const uint8_t *p)
+{
+    __builtin_prefetch(p);
+}
+
+V_INLINE float32x4_t q_even(uint16x8_t x)
+{
+    return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_u16(x), 16));
+}
+
+V_INLINE float32x4_t q_odd(uint16x8_t x)
+{
+    return vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_u16(x), vdupq_n_u32(0xFFFF0000)));
+}
+
+/* The low (k = 2j) and high (2j+1) bf16 of each pair as f32. */
+V_INLINE vec v_even(line x)
+{
+    return (vec)EACH1(q_even, x);
+}
+V_INLINE vec v_odd(line x)
+{
+    return (vec)EACH1(q_odd, x);
+}
+
+V_INLINE float32x4_t q_even_f16(uint16x8_t x)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(vreinterpretq_u32_u16(x))));
+}
+
+V_INLINE float32x4_t q_odd_f16(uint16x8_t x)
+{
+    return vcvt_f32_f16(vreinterpret_f16_u16(vshrn_n_u32(vreinterpretq_u32_u16(x), 16)));
+}
+
+V_INLINE void v_from_f16(line x, vec *even, vec *odd)
+{
+    *even = (vec)EACH1(q_even_f16, x);
+    *odd = (vec)EACH1(q_odd_f16, x);
+}
+
+/* Bytes 0 to 15 of a table in halves. */
+V_INLINE uint8x16_t q_table(uint64_t low, uint64_t high)
+{
+    return vcombine_u8(vcreate_u8(low), vcreate_u8(high));
+}
+
+/* The bf16 of the code in each 16 bits, from the low and the high bytes of all bf16. */
+V_INLINE uint16x8_t q_look_up(uint8x16_t low_byte, uint8x16_t high_byte, uint16x8_t code)
+{
+    uint8x16_t low = vreinterpretq_u8_u16(code); /* its upper byte is 0, and so is low_byte[0] */
+    uint8x16_t high = vreinterpretq_u8_u16(vshlq_n_u16(code, 8)); /* and high_byte[0] */
+    return vreinterpretq_u16_u8(vorrq_u8(vqtbl1q_u8(low_byte, low), vqtbl1q_u8(high_byte, high)));
+}
+
+V_INLINE uint16x8_t q_e2m1(uint16x8_t x)
+{
+    return q_look_up(q_table(0xC0804000C0800000, 0xC0804000C0800000),
+                     q_table(0x404040403F3F3F00, 0xC0C0C0C0BFBFBF80),
+                     vandq_u16(x, vdupq_n_u16(15)));
+}
+
+/* An immediate shift, once j is a constant; the intrinsics for those take nothing but literals. */
+V_INLINE uint16x8_t q_right(uint16x8_t x, uint16_t bits)
+{
+    return x >> bits;
+}
+
+V_INLINE line l_right(line x, int bits)
+{
+    const uint16_t n = (uint16_t)bits;
+    return (line){q_right(x.a, n), q_right(x.b, n), q_right(x.c, n), q_right(x.d, n)};
+}
+
+/* Pair j of the four in a line of e2m1: both 16-bit halves have their code at bit 4 j. */
+V_INLINE line l_e2m1(line x, int j)
+{
+    x = l_right(x, 4 * j);
+    return (line)EACH1(q_e2m1, x);
+}
+
+V_INLINE uint16x8_t q_e4m3(uint16x8_t code, int ieee)
+{
+    uint16x8_t mag = vandq_u16(code, vdupq_n_u16(0x7F));
+    uint16x8_t v = vaddq_u16(vshlq_n_u16(mag, 4), vdupq_n_u16(0x3C00));
+    uint16x8_t small = q_look_up(q_table(0x60402000C0800000, 0), /* m / 8 * 2^-6 for m = 0..7 */
+                                 q_table(0x3C3C3C3C3B3B3B00, 0), mag);
+    v = vbslq_u16(vcltq_u16(mag, vdupq_n_u16(8)), small, v);
+    if (ieee) v = vbslq_u16(vceqq_u16(mag, vdupq_n_u16(0x78)), vdupq_n_u16(0x7F80), v);
+    uint16x8_t nan = vcgtq_u16(mag, vdupq_n_u16(ieee ? 0x78 : 0x7E));
+    v = vbslq_u16(nan, vdupq_n_u16(0x7FC0), v);
+    return vsliq_n_u16(v, vshrq_n_u16(code, 7), 15);
+}
+
+/* Pair j of the two in a line of e4m3: both 16-bit halves have their code at bit 8 j. */
+V_INLINE line l_e4m3(line x, int j, int ieee)
+{
+    x = l_right(x, 8 * j);
+    return (line){q_e4m3(x.a, ieee), q_e4m3(x.b, ieee), q_e4m3(x.c, ieee), q_e4m3(x.d, ieee)};
+}
+
+/* ---- int8 ------------------------------------------------------------------------------------ */
+
+V_INLINE ivec i_set1(int32_t x)
+{
+    int32x4_t q = vdupq_n_s32(x);
+    return (ivec){q, q, q, q};
+}
+V_INLINE vec v_from_int(ivec x)
+{
+    return (vec)EACH1(vcvtq_f32_s32, x);
+}
+
+V_INLINE int32x4_t q_dot(int32x4_t acc, uint16x8_t weights, int8x16_t x)
+{
+    int8x16_t w = vreinterpretq_s8_u16(weights);
+#ifdef VEC_DOTPROD
+    return vdotq_s32(acc, w, x);
+#else
+    int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
+    return vpadalq_s16(acc, vpaddq_s16(low, high)); /* pairs are at most 2 * 24 * 127 */
+#endif
+}
+
+/* acc + the dot of four weights of each row, 0 to 24, and the four signed codes at p. */
+V_INLINE ivec i_dot(ivec acc, line w, const uint8_t *p)
+{
+    int32_t codes;
+    __builtin_memcpy(&codes, p, sizeof codes);
+    int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(codes));
+    return (ivec){q_dot(acc.a, w.a, x), q_dot(acc.b, w.b, x), q_dot(acc.c, w.c, x),
+                  q_dot(acc.d, w.d, x)};
+}
+
+V_INLINE uint16x8_t q_look_up_bytes(uint8x16_t nibble)
+{
+    const uint8x16_t table = q_table(0x181412100F0E0D0C, 0x00040608090A0B0C);
+    return vreinterpretq_u16_u8(vqtbl1q_u8(table, nibble));
+}
+
+V_INLINE uint16x8_t q_e2m1_low(uint16x8_t x)
+{
+    return q_look_up_bytes(vandq_u8(vreinterpretq_u8_u16(x), vdupq_n_u8(15)));
+}
+
+V_INLINE uint16x8_t q_e2m1_high(uint16x8_t x)
+{
+    return q_look_up_bytes(vshrq_n_u8(vreinterpretq_u8_u16(x), 4));
+}
+
+/* 12 + twice the e2m1 value of the low and the high nibbles. */
+V_INLINE void l_e2m1_bytes(line x, line *low, line *high)
+{
+    *low = (line)EACH1(q_e2m1_low, x);
+    *high = (line)EACH1(q_e2m1_high, x);
+}
