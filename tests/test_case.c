@@ -181,7 +181,7 @@ static moe_dtype dtype_of(const char *name, const char *stored, size_t bytes, co
     io_status status = load(&c, &error, header, TENSOR_BYTES + bytes);
     moe_dtype dtype = MOE_DTYPE_NONE; /* unreadable */
     for (size_t i = 3; status == IO_OK && i < CASE_MAX_TENSORS; i++)
-        if (c.data[i]) dtype = c.tensor[i].dtype;
+        if (c.tensor[i].rank) dtype = c.tensor[i].dtype; /* the data of a refused call stay away */
     assert_int_equal((int)dtype == CASE_FOREIGN, c.foreign[0] != '\0');
     case_free(&c);
     return dtype;
@@ -229,12 +229,19 @@ static void test_expected(void **state)
     io_error error;
     assert_int_equal(
         load(&c, &error,
-             "\"__metadata__\":{\"is_all_expert\":\"0\"}," TENSORS
+             "\"__metadata__\":{\"is_all_expert\":\"1\"}," TENSORS
              ",\"expected\":{\"dtype\":\"F32\",\"shape\":[1,2],\"data_offsets\":[16,24]}",
              TENSOR_BYTES + 8),
         IO_OK);
     assert_non_null(c.expected);
     assert_int_equal(c.expected_count, 2);
+    moe_tensor output = moe_tensor_2d(NULL, MOE_BF16, 1, 2);
+    assert_true(case_expects_shape(&c, &output));
+    output.shape[0] = 2;
+    output.shape[1] = 1;
+    assert_false(case_expects_shape(&c, &output));
+    output.rank = 1;
+    assert_false(case_expects_shape(&c, &output));
     case_free(&c);
     expect_unreadable_header(
         "\"__metadata__\":{\"is_all_expert\":\"0\"}," TENSORS
@@ -282,6 +289,11 @@ static void test_unknown_names_are_the_operators(void **state)
         assert_string_equal(c.foreign, said);
         assert_int_not_equal(moe_tkg_output(&c.args, &output, &bytes), MOE_OK);
         assert_non_null(strstr(moe_last_error(), KEYS[i]));
+        strcat(said, ": not one the operator takes");
+        case_refusal(&c, MOE_E_BAD_ENUM, metadata, sizeof metadata);
+        assert_string_equal(metadata, said);
+        case_refusal(&c, MOE_E_DTYPE, metadata, sizeof metadata); /* not for its name */
+        assert_string_equal(metadata, moe_last_error());
         case_free(&c);
     }
 }
@@ -301,12 +313,62 @@ static void test_refused_names_are_known(void **state)
 static void test_unreadable_flags(void **state)
 {
     (void)state;
-    expect_unreadable(",\"mask_unselected_experts\":\"2\"", "mask_unselected_experts = \"2\"");
-    expect_unreadable(",\"mask_unselected_experts\":\"\"", "must be 0 or 1");
+    expect_unreadable(",\"mask_unselected_experts\":\"2x\"", "mask_unselected_experts = \"2x\"");
+    expect_unreadable(",\"mask_unselected_experts\":\"\"", "must be an integer");
     expect_unreadable(",\"output_in_sbuf\":\"true\"", "output_in_sbuf");
-    expect_unreadable(",\"input_in_sbuf\":\"01\"", "input_in_sbuf");
+    expect_unreadable(",\"input_in_sbuf\":\"1.\"", "input_in_sbuf");
     expect_unreadable(",\"is_all_expert_dynamic\":\" 1\"", "is_all_expert_dynamic");
-    expect_unreadable(",\"skip_invalid_experts\":\"-1\"", "skip_invalid_experts");
+    expect_unreadable(",\"skip_invalid_experts\":\"9223372036854775808\"", "skip_invalid_experts");
+}
+
+/* Integers that are no flag are refused by name, not taken for one by losing their high bits. */
+static void test_other_flags_are_the_operators(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *metadata, *reason;
+    } FLAGS[] = {
+        {"\"mask_unselected_experts\":\"2\"", "mask_unselected_experts = 2: must be 0 or 1"},
+        {"\"output_in_sbuf\":\"-1\"", "output_in_sbuf = -1: must be 0 or 1"},
+        {"\"skip_invalid_experts\":\"4294967297\"", "skip_invalid_experts = 2147483647"},
+        {"\"is_all_expert_dynamic\":\"-4294967295\"", "is_all_expert_dynamic = -2147483648"},
+        {"\"input_in_sbuf\":\"2\"", "hidden_input: layout = 2: must be 0 or 1"},
+    };
+    for (size_t i = 0; i < sizeof FLAGS / sizeof FLAGS[0]; i++) {
+        moe_case c;
+        io_error error;
+        moe_tensor output;
+        size_t bytes;
+        char metadata[128];
+        snprintf(metadata, sizeof metadata, ",%s", FLAGS[i].metadata);
+        assert_int_equal(load_with(&c, &error, metadata), IO_OK);
+        assert_int_equal(moe_tkg_output(&c.args, &output, &bytes), MOE_E_BAD_ENUM);
+        if (!strstr(moe_last_error(), FLAGS[i].reason)) fail_msg("%s", moe_last_error());
+        case_free(&c);
+    }
+}
+
+/* Data are read only of a call that some mode accepts; and a file that is both unreadable and
+ * refused is unreadable. */
+static void test_refused_is_not_read(void **state)
+{
+    (void)state;
+    moe_case c;
+    io_error error;
+    assert_int_equal(load_with(&c, &error, ",\"act_mode\":\"int8\""), IO_OK);
+    assert_non_null(c.data[0]); /* --act may ask for another mode */
+    case_free(&c);
+    assert_int_equal(load_with(&c, &error, ",\"output_in_sbuf\":\"1\""), IO_OK);
+    for (size_t i = 0; i < CASE_MAX_TENSORS; i++) assert_null(c.data[i]);
+    assert_null(c.args.hidden_input->data);
+    assert_int_equal(c.args.hidden_input->rank, 2);
+    case_free(&c);
+    expect_unreadable_header(
+        "\"__metadata__\":{\"is_all_expert\":\"1\",\"output_in_sbuf\":\"1\"}," TENSORS
+        ",\"expected\":{\"dtype\":\"F64\",\"shape\":[1],\"data_offsets\":[16,24]}",
+        TENSOR_BYTES + 8, "expected is F64");
+    expect_unreadable_header("\"__metadata__\":{\"is_all_expert\":\"2\"}," HIDDEN "," GATE_UP, 12,
+                             "expert_down_weights is missing");
 }
 
 static void test_unreadable_numbers(void **state)
@@ -356,15 +418,15 @@ static void test_more_than_memory(void **state)
 {
     (void)state;
     const char *header =
-        "{\"__metadata__\":{\"is_all_expert\":\"1\"},\"hidden_input\":{\"dtype\":\"BF16\","
-        "\"shape\":[1,1099511627776],\"data_offsets\":[0,2199023255552]}}";
+        "{\"__metadata__\":{\"is_all_expert\":\"1\"}," TENSORS ",\"expected\":{\"dtype\":\"F32\","
+        "\"shape\":[1,549755813888],\"data_offsets\":[16,2199023255568]}}";
     char path[] = "/tmp/moe-test-case-XXXXXX";
     int fd = mkstemp(path);
     assert_true(fd >= 0);
     uint64_t length = strlen(header);
     assert_int_equal(write(fd, &length, 8), 8);
     assert_int_equal(write(fd, header, length), (ssize_t)length);
-    int grown = ftruncate(fd, (off_t)(8 + length + 2199023255552));
+    int grown = ftruncate(fd, (off_t)(8 + length + 2199023255568));
     close(fd);
     moe_case c;
     io_error error;
@@ -418,6 +480,8 @@ int main(void)
         cmocka_unit_test(test_unknown_names_are_the_operators),
         cmocka_unit_test(test_refused_names_are_known),
         cmocka_unit_test(test_unreadable_flags),
+        cmocka_unit_test(test_other_flags_are_the_operators),
+        cmocka_unit_test(test_refused_is_not_read),
         cmocka_unit_test(test_unreadable_numbers),
         cmocka_unit_test(test_missing),
         cmocka_unit_test(test_bad_containers),

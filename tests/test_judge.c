@@ -159,6 +159,111 @@ static void test_no_elements(void **state)
     assert_true(judge_expected(&f.c, JUDGE_TIGHT, &f.output).pass);
 }
 
+/* ---- against the oracle ---------------------------------------------------------------------- */
+
+enum { WIDE = 1024 };
+
+/* One token, one expert, I = 1, all f32, relu: out = down * (gate . x) * (up . x), every x the
+ * same, every weight 1. */
+typedef struct small {
+    float x[WIDE], gate_up[2 * WIDE], down[WIDE], got[WIDE];
+    moe_tensor hidden, gate_up_tensor, down_tensor, output;
+    moe_tkg_args args;
+} small;
+
+static void prepare_small(small *s, int64_t T, float x)
+{
+    size_t bytes;
+    for (size_t i = 0; i < WIDE; i++) s->x[i] = x;
+    for (size_t i = 0; i < WIDE; i++) s->gate_up[2 * i] = s->gate_up[2 * i + 1] = s->down[i] = 1;
+    s->hidden = moe_tensor_2d(s->x, MOE_F32, T, WIDE);
+    s->gate_up_tensor = moe_tensor_2d(s->gate_up, MOE_F32, 1, WIDE);
+    s->gate_up_tensor.rank = 4;
+    s->gate_up_tensor.shape[2] = 2;
+    s->gate_up_tensor.shape[3] = 1;
+    s->down_tensor = moe_tensor_2d(s->down, MOE_F32, 1, 1);
+    s->down_tensor.rank = 3;
+    s->down_tensor.shape[2] = WIDE;
+    s->args = moe_tkg_args_init();
+    s->args.hidden_input = &s->hidden;
+    s->args.expert_gate_up_weights = &s->gate_up_tensor;
+    s->args.expert_down_weights = &s->down_tensor;
+    s->args.is_all_expert = 1;
+    s->args.activation_fn = MOE_RELU;
+    assert_int_equal(moe_tkg_output(&s->args, &s->output, &bytes), MOE_OK);
+    s->output.data = s->got;
+}
+
+static judge_verdict bound(const small *s)
+{
+    judge_verdict v;
+    assert_int_equal(judge_bound(&s->args, NULL, 0, &s->output, &v), ORACLE_OK);
+    return v;
+}
+
+/* The proven interval decides; what is outside the tight one is said and counted. */
+static void test_bound_decides_by_the_proof(void **state)
+{
+    (void)state;
+    static small s;
+    oracle_rows rows;
+    prepare_small(&s, 1, 0.75f);
+    assert_int_equal(oracle_run(&s.args, NULL, 0, &rows), ORACLE_OK);
+    double value = rows.value[0], tight = rows.tight[0], proof = rows.proof[0];
+    oracle_free(&rows);
+    assert_true(proof > 1.5 * tight && tight > 0);
+    for (size_t i = 0; i < WIDE; i++) s.got[i] = (float)value;
+    judge_verdict v = bound(&s);
+    assert_true(v.pass && v.cells == WIDE && v.between == 0 && v.error <= v.limit);
+    assert_string_equal(v.note, "");
+    s.got[3] = s.got[7] = (float)(value + 0.9 * proof);
+    v = bound(&s);
+    assert_true(v.pass && v.between == 2 && v.outside == 0 && v.error > v.limit);
+    assert_string_equal(v.note, "2 cells between the tight and the proven interval");
+    s.got[5] = (float)(value + 1.5 * proof);
+    v = bound(&s);
+    assert_true(!v.pass && v.between == 2 && v.outside == 1);
+    assert_non_null(
+        strstr(v.note, "1 of 1024 cells outside the proven interval; worst: token 0, h 5"));
+    assert_non_null(strstr(v.note, "; 2 cells between"));
+}
+
+/* A cell without a finite bound passes nothing, whatever it holds. */
+static void test_bound_judges_all_or_fails(void **state)
+{
+    (void)state;
+    static small s;
+    prepare_small(&s, 1, 0x1.fffffep+127f);
+    for (size_t i = 0; i < WIDE; i++) s.got[i] = (float)INFINITY;
+    judge_verdict v = bound(&s);
+    assert_true(!v.pass && v.outside == 0 && v.unbounded == WIDE);
+    assert_true(v.error == 0 && v.limit == 0);
+    assert_string_equal(v.note, "1024 of 1024 cells not judged: no finite bound");
+}
+
+static void test_bound_of_no_tokens(void **state)
+{
+    (void)state;
+    static small s;
+    prepare_small(&s, 0, 1);
+    judge_verdict v = bound(&s);
+    assert_true(v.pass && v.cells == 0 && v.unbounded == 0);
+}
+
+/* NaN is right where NaN must be, and error and limit stay numbers. */
+static void test_bound_of_nan(void **state)
+{
+    (void)state;
+    static small s;
+    prepare_small(&s, 1, (float)NAN);
+    for (size_t i = 0; i < WIDE; i++) s.got[i] = (float)NAN;
+    judge_verdict v = bound(&s);
+    assert_true(v.pass && v.cells == WIDE && v.error == 0 && v.limit == 0);
+    s.got[1] = 1;
+    v = bound(&s);
+    assert_true(!v.pass && v.outside == 1 && isinf(v.error));
+}
+
 static void test_gate_names(void **state)
 {
     (void)state;
@@ -179,6 +284,10 @@ int main(void)
         cmocka_unit_test(test_f16_elements),
         cmocka_unit_test(test_tolerances_by_rule),
         cmocka_unit_test(test_no_elements),
+        cmocka_unit_test(test_bound_decides_by_the_proof),
+        cmocka_unit_test(test_bound_judges_all_or_fails),
+        cmocka_unit_test(test_bound_of_no_tokens),
+        cmocka_unit_test(test_bound_of_nan),
         cmocka_unit_test(test_gate_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

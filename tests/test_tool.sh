@@ -52,6 +52,24 @@ change() { # change FILE SED-SCRIPT: a copy of FILE with its header changed; pri
 }
 changes=0
 
+container() { # container FILE HEADER: a safetensors file without its data
+    # shellcheck disable=SC2059 # the format is the bytes
+    printf "$(printf '\\%03o\\%03o\\000\\000\\000\\000\\000\\000' $((${#2} % 256)) $((${#2} / 256)))" >"$1"
+    printf '%s' "$2" >>"$1"
+}
+
+put() { # put FILE BYTES N: N times these bytes, as printf has them, to the end of FILE
+    # shellcheck disable=SC2059 # the format is the bytes
+    for _ in $(seq "$3"); do printf "$2"; done >>"$1"
+}
+
+tiny() { # tiny FILE METADATA TENSORS: a case of f32, T = 1, H = 2, I = 1, in need of 8 numbers and what TENSORS are
+    container "$1" '{"__metadata__":{"is_all_expert":"1","activation_fn":"relu"'"$2"'},
+"hidden_input":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},
+"expert_gate_up_weights":{"dtype":"F32","shape":[1,2,2,1],"data_offsets":[8,24]},
+"expert_down_weights":{"dtype":"F32","shape":[1,1,2],"data_offsets":[24,32]}'"$3}"
+}
+
 bf16=$golden/bf16_sel_post_silu_odd_i33_t5.safetensors
 mx=$golden/mxfp4_all_none_silu_i64_t1.safetensors
 static=$golden/fp8static_bf16_sel_post_silu_k2_t3.safetensors
@@ -91,7 +109,7 @@ usage 'needs one CASE' "$tool" run --out "$tmp/none"
 usage 'takes no argument' "$tool" info x
 usage 'takes no argument' "$tool" demo x
 usage '--seed' "$tool" demo --seed -1
-for list in 0 129 1,x ',' 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17; do
+for list in 0 129 1,x ',' '' '1,,2' ',1' '1,' 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17; do
     usage '--tokens' "$tool" demo --tokens "$list"
 done
 
@@ -140,7 +158,8 @@ expect 3 "$tool" verify "$refused" "$wrong"
 out_has '^REFUSED .*expert_affinities_scaling_mode'
 last_line '0 passed, 2 failed'
 expect 3 "$tool" verify "$unknown"
-out_has '^REFUSED .*activation_fn = mish'
+out_has '^REFUSED .*  activation_fn = mish: not one the operator takes$'
+out_lacks 999
 expect 2 "$tool" verify "$bf16" "$wrong" "$refused" "$unreadable"
 out_has '^UNREADABLE '
 last_line '1 passed, 3 failed'
@@ -159,7 +178,7 @@ is_unreadable "$tmp"
 is_unreadable "$tmp/missing.safetensors"
 is_unreadable /dev/null
 is_unreadable -
-for script in 's/"is_all_expert": *"0"/"is_all_expert":"2"/' 's/"atol": *"1e-05"/"atol":"1e-0x"/' \
+for script in 's/"is_all_expert": *"0"/"is_all_expert":"x"/' 's/"atol": *"1e-05"/"atol":"1e-0x"/' \
     's/"hidden_input"/"hidden_inpuT"/' 's/"expert_down_weights"/"expert_down_WEIGHTS"/'; do
     change "$bf16" "$script"
     if cmp -s "$bf16" "$changed"; then failed "'$script' changes nothing"; fi
@@ -173,10 +192,73 @@ change "$bf16" 's/"expected"/"unwanted"/'
 is_unreadable "$changed"
 expect 0 "$tool" verify --gate bound "$changed"
 
-# A name cannot drive the terminal.
+# The shape of what is expected counts, not only its size.
+one='\000\000\200\077' # 1.0
+tiny "$tmp/shape" '' ',"expected":{"dtype":"F32","shape":[2],"data_offsets":[32,40]}'
+put "$tmp/shape" "$one" 10
+is_unreadable "$tmp/shape"
+out_has 'expected has not the shape'
+expect 0 "$tool" verify --gate bound "$tmp/shape"
+
+# An integer that is no flag, or no layout, is the operator's to refuse.
+for flag in mask_unselected_experts output_in_sbuf is_all_expert_dynamic skip_invalid_experts; do
+    tiny "$tmp/flag" ",\"$flag\":\"2\"" ''
+    put "$tmp/flag" "$one" 8
+    expect 3 "$tool" verify --gate bound "$tmp/flag"
+    out_has "^REFUSED .*$flag = 2: must be 0 or 1"
+done
+tiny "$tmp/flag" ',"input_in_sbuf":"2"' ''
+put "$tmp/flag" "$one" 8
+expect 3 "$tool" verify --gate bound "$tmp/flag"
+out_has '^REFUSED .*layout = 2'
+
+# What has no finite bound is not judged, and does not pass.
+tiny "$tmp/huge" '' ''
+put "$tmp/huge" '\377\377\177\177' 8
+expect 1 "$tool" verify --gate bound "$tmp/huge"
+out_has '^FAIL .*2 of 2 cells not judged: no finite bound$'
+expect 0 "$tool" run "$tmp/huge" --out "$tmp/huge-output"
+expect 1 "$tool" verify --gate bound --candidate "$tmp/huge-output" "$tmp/huge"
+out_has '^interval  *NOT JUDGED.*2 of 2 cells not judged: no finite bound$'
+expect 1 "$tool" verify --json --gate bound "$tmp/huge"
+out_has '"unbounded": 2'
+out_has '"between": 0'
+
+# A sparse file that claims gigabytes is answered without reading them.
+container "$tmp/sparse" '{"__metadata__":{"is_all_expert":"1"},
+"hidden_input":{"dtype":"BF16","shape":[1,8589934592],"data_offsets":[0,17179869184]}}'
+if truncate -s $(($(wc -c <"$tmp/sparse") + 17179869184)) "$tmp/sparse" 2>"$tmp/err"; then
+    expect 2 timeout 10 "$tool" verify "$tmp/sparse"
+    out_has '^UNREADABLE .*expert_gate_up_weights is missing'
+fi
+container "$tmp/sparse" '{"__metadata__":{"is_all_expert":"1"},
+"hidden_input":{"dtype":"BF16","shape":[1,2199023255552],"data_offsets":[0,4398046511104]},
+"expert_gate_up_weights":{"dtype":"BF16","shape":[1,2,2,1],"data_offsets":[4398046511104,4398046511112]},
+"expert_down_weights":{"dtype":"BF16","shape":[1,1,2],"data_offsets":[4398046511112,4398046511116]}}'
+if truncate -s $(($(wc -c <"$tmp/sparse") + 4398046511116)) "$tmp/sparse" 2>"$tmp/err"; then
+    expect 3 timeout 10 "$tool" verify "$tmp/sparse"
+    out_has '^REFUSED .*expert_gate_up_weights'
+fi
+rm -f "$tmp/sparse"
+
+# A name cannot drive the terminal, nor turn its text; what is only foreign stays.
 cp "$unreadable" "$tmp/$(printf 'a\033[31m').safetensors"
 expect 2 "$tool" verify "$tmp"/a*.safetensors
 out_lacks "$(printf '\033')"
+printf 'b?-?-?-?-?-?-\303\251-\360\237\230\200' >"$tmp/harmless"
+name=$(printf 'b\302\205-\342\200\256-\342\201\247-\233-\300-\177-\303\251-\360\237\230\200')
+if cp "$unreadable" "$tmp/$name.safetensors" 2>"$tmp/err"; then
+    expect 2 "$tool" verify "$tmp/$name.safetensors"
+    for bytes in '\302\205' '\342\200\256' '\342\201\247' '\233' '\205' '\177' '\300'; do
+        # shellcheck disable=SC2059 # the format is the bytes
+        if LC_ALL=C grep -q "$(printf "$bytes")" "$tmp/out"; then failed "stdout has the bytes $bytes"; fi
+    done
+    LC_ALL=C grep -q "^UNREADABLE $(cat "$tmp/harmless") " "$tmp/out" || failed 'the name is not as it should be'
+    expect 2 "$tool" run "$tmp/$name.safetensors" --out "$tmp/none"
+    if LC_ALL=C grep -q "$(printf '\205')" "$tmp/err"; then failed 'stderr has a C1 control'; fi
+    expect 2 "$tool" verify --json "$tmp/$name.safetensors"
+    if LC_ALL=C grep -q "$(printf '[\200-\377]')" "$tmp/out"; then failed 'the JSON is not ASCII'; fi
+fi
 
 # ---- verify: modes ---------------------------------------------------------------------------
 
@@ -231,11 +313,31 @@ expect 1 "$tool" verify --candidate "$tmp/spoilt" "$bf16"
 out_has '^FAIL '
 out_has '^interval  *OUTSIDE'
 expect 1 "$tool" verify --gate bound --candidate "$tmp/spoilt" "$bf16"
-expect 2 "$tool" verify --candidate "$tmp/one" "$mx"
-out_has '^UNREADABLE .*shape'
+expect 1 "$tool" verify --candidate "$tmp/one" "$mx"
+out_has '^FAIL .*shape'
 expect 2 "$tool" verify --candidate "$bf16" "$bf16"
 out_has '^UNREADABLE .*output is missing'
 expect 2 "$tool" verify --candidate "$tmp/missing" "$bf16"
+
+# 2 * 2 * 1 = 4: a candidate of float64 is judged, one of integers is wrong.
+tiny "$tmp/four" '' ',"expected":{"dtype":"F32","shape":[1,2],"data_offsets":[32,40]}'
+put "$tmp/four" "$one" 8
+put "$tmp/four" '\000\000\200\100' 2
+container "$tmp/f64" '{"output":{"dtype":"F64","shape":[1,2],"data_offsets":[0,16]}}'
+cp "$tmp/f64" "$tmp/f64-wrong"
+put "$tmp/f64" '\000\000\000\000\000\000\020\100' 2
+put "$tmp/f64-wrong" '\000\000\000\000\000\001\020\100' 2
+expect 0 "$tool" verify "$tmp/four"
+for gate in tight bound; do
+    expect 0 "$tool" verify --gate $gate --candidate "$tmp/f64" "$tmp/four"
+    out_has '^interval  *inside'
+    expect 1 "$tool" verify --gate $gate --candidate "$tmp/f64-wrong" "$tmp/four"
+    out_has '^interval  *OUTSIDE'
+done
+container "$tmp/i32" '{"output":{"dtype":"I32","shape":[1,2],"data_offsets":[0,8]}}'
+put "$tmp/i32" '\004\000\000\000' 2
+expect 1 "$tool" verify --candidate "$tmp/i32" "$tmp/four"
+out_has '^FAIL .*output is I32: must be BF16, F16, F32 or F64'
 expect 3 "$tool" verify --candidate "$tmp/one" "$refused"
 
 mkdir "$tmp/folder"
@@ -251,7 +353,43 @@ one_line
 expect 1 "$tool" run "$bf16" --out "$tmp/folder"
 expect 1 "$tool" run "$bf16" --out /dev/full
 one_line
+
+limited() { # limited COMMAND...: with files of at most 1 KiB, whatever the unit of this shell's ulimit is
+    (ulimit -f 1 && "$@")
+}
+expect 1 limited "$tool" run "$golden/f32_sel_post_gelu_gateclamp_k1_t128.safetensors" --out "$tmp/folder/large"
+one_line
+err_has 'cannot be written: File too large'
+expect 1 limited "$tool" run "$golden/f32_sel_post_gelu_gateclamp_k1_t128.safetensors" --out "$tmp/folder/kept"
+[ "$(cat "$tmp/folder/kept")" = kept ] || failed 'a run past the file-size limit wrote its output'
 [ "$(ls -A "$tmp/folder")" = kept ] || failed 'a failed run left something behind'
+
+# A pipe: refused where nobody reads, else the output.
+mkfifo "$tmp/pipe"
+expect 1 timeout 20 "$tool" run "$bf16" --out "$tmp/pipe"
+one_line
+err_has 'nothing reads from it'
+exec 3<>"$tmp/pipe"
+expect 0 timeout 20 "$tool" run "$bf16" --out "$tmp/pipe"
+head -c "$(wc -c <"$tmp/one")" <&3 | cmp -s - "$tmp/one" || failed 'the output in a pipe is another'
+exec 3<&-
+
+# With --json, failures are results too.
+run_fails() { # run_fails CODE REFUSED UNREADABLE MESSAGE CASE OUT
+    expect "$1" "$tool" run --json "$5" --out "$6"
+    one_line
+    for pair in '"file": "' '"pass": false' "\"refused\": $2" "\"unreadable\": $3" "\"message\": \".*$4"; do
+        out_has "$pair"
+    done
+}
+run_fails 3 true false 'refused: expert_affinities_scaling_mode' "$refused" "$tmp/none"
+run_fails 3 true false 'refused: activation_fn = mish: not one the operator takes' "$unknown" "$tmp/none"
+run_fails 2 false true 'truncated' "$unreadable" "$tmp/none"
+run_fails 1 false false 'cannot be written' "$bf16" "$tmp/folder/none/x"
+[ ! -e "$tmp/none" ] || failed 'a failed run wrote its output'
+expect 0 "$tool" run --json "$bf16" --out "$tmp/two"
+out_has '"pass": true'
+out_has '"message": ""'
 
 # ---- a standard output that takes nothing ----------------------------------------------------
 
@@ -278,7 +416,7 @@ silent err
 # ---- demo ------------------------------------------------------------------------------------
 
 expect 0 "$tool" demo --tokens 1 --json
-for pair in '"model": "gpt-oss-20b"' '"tokens": 1' '"experts": 4' '"pass": true'; do
+for pair in '"model": "gpt-oss-20b"' '"tokens": 1' '"experts": 4' '"between": 0' '"unbounded": 0' '"pass": true'; do
     out_has "$pair"
 done
 silent err

@@ -3,8 +3,8 @@
  *
  * Owns the mapping from names (of tensors, metadata keys, element types, enumerators) to
  * moe_tkg_args.  Refuses what cannot be said in moe_tkg_args at all: numbers that do not parse,
- * flags that are not 0 or 1, element sizes that disagree, a file without hidden_input or
- * weights.  Everything that can be said goes to the operator, which judges it. */
+ * element sizes that disagree, a file without hidden_input or weights.  Everything that can be said
+ * goes to the operator, which judges it; what it refuses by its description alone is not read. */
 #define _GNU_SOURCE 1
 
 #include "case.h"
@@ -16,6 +16,7 @@
 #include <math.h>
 #include <stdarg.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -166,12 +167,22 @@ static bool parsed(const char *text, const char *end)
     return *text && !strchr(" \t\n\v\f\r", *text) && *end == '\0' && errno != ERANGE;
 }
 
+static bool read_whole(loader *l, const char *key, const char *text, long long *value)
+{
+    char *end;
+    errno = 0;
+    *value = strtoll(text, &end, 10);
+    return parsed(text, end) || not_parsed(l, key, text, "an integer");
+}
+
+/* That a flag is 0 or 1 is for the operator to say; what does not fit stays what it is: neither. */
 static bool read_flag(loader *l, const char *key, int32_t *flag)
 {
     const char *text = st_metadata(l->file, key);
+    long long value;
     if (!text) return true;
-    if (strcmp(text, "0") != 0 && strcmp(text, "1") != 0) return not_parsed(l, key, text, "0 or 1");
-    *flag = text[0] == '1';
+    if (!read_whole(l, key, text, &value)) return false;
+    *flag = value < INT32_MIN ? INT32_MIN : value > INT32_MAX ? INT32_MAX : (int32_t)value;
     return true;
 }
 
@@ -193,10 +204,8 @@ static bool read_int(loader *l, const char *key, moe_optional_int *value)
 {
     const char *text = st_metadata(l->file, key);
     if (!text) return true;
-    char *end;
-    errno = 0;
-    long long i = strtoll(text, &end, 10);
-    if (!parsed(text, end)) return not_parsed(l, key, text, "an integer");
+    long long i;
+    if (!read_whole(l, key, text, &i)) return false;
     *value = moe_given_int(i);
     return true;
 }
@@ -302,19 +311,13 @@ static void *read_bytes(loader *l, const st_tensor *t)
     return NULL;
 }
 
-static bool read_tensor(loader *l, size_t i)
+/* All of a parameter but its data. */
+static bool describe_tensor(loader *l, size_t i)
 {
     const st_tensor *t = st_find(l->file, TENSORS[i].name);
-    if (!t) {
-        if (i >= REQUIRED_TENSORS) return true;
-        return unreadable(l, "tensor %s is missing", TENSORS[i].name);
-    }
+    if (!t) return true;
     moe_tensor *tensor = &l->c->tensor[i];
     if (!find_dtype(l, t, &tensor->dtype)) return false;
-    l->c->data[i] = read_bytes(l, t);
-    if (!l->c->data[i]) return false;
-    l->c->bytes[i] = t->bytes;
-    tensor->data = l->c->data[i];
     tensor->rank = t->rank; /* a rank past MOE_MAX_RANK is the operator's to refuse */
     for (int d = 0; d < t->rank && d < MOE_MAX_RANK; d++) tensor->shape[d] = t->shape[d];
     const moe_tensor **parameter_slot = field(l, TENSORS[i].offset);
@@ -322,15 +325,40 @@ static bool read_tensor(loader *l, size_t i)
     return true;
 }
 
-static bool read_expected(loader *l)
+static bool describe_expected(loader *l)
 {
     const st_tensor *t = st_find(l->file, "expected");
     if (!t) return true;
     if (t->dtype != ST_F32)
         return unreadable(l, "tensor expected is %s: must be F32", st_dtype_name(t->dtype));
-    l->c->expected = read_bytes(l, t);
     l->c->expected_count = t->bytes / sizeof(float);
-    return l->c->expected != NULL;
+    l->c->expected_rank = t->rank;
+    memcpy(l->c->expected_shape, t->shape, sizeof t->shape);
+    return true;
+}
+
+static bool describe(loader *l)
+{
+    int32_t layout = MOE_LAYOUT_HBM;
+    for (size_t i = 0; i < REQUIRED_TENSORS; i++)
+        if (!st_find(l->file, TENSORS[i].name))
+            return unreadable(l, "tensor %s is missing", TENSORS[i].name);
+    for (size_t i = 0; i < COUNT(TENSORS); i++)
+        if (!describe_tensor(l, i)) return false;
+    if (!describe_expected(l) || !read_flag(l, "input_in_sbuf", &layout)) return false;
+    l->c->tensor[0].layout = (moe_layout)layout;
+    return true;
+}
+
+/* Whether the operator refuses the call whatever the data are, in every mode that the caller may
+ * yet ask for. */
+static bool is_refused(const moe_case *c)
+{
+    moe_tkg_args args = c->args;
+    moe_tensor output;
+    size_t bytes;
+    args.act_mode = MOE_ACT_DEFAULT;
+    return moe_tkg_output(&args, &output, &bytes) != MOE_OK;
 }
 
 /* A sparse file may claim more than the machine has; Linux would promise the memory and kill us
@@ -348,14 +376,26 @@ static bool fits_in_memory(loader *l)
     return total <= machine || out_of_memory(l, total);
 }
 
+static bool read_data(loader *l)
+{
+    moe_case *c = l->c;
+    for (size_t i = 0; i < COUNT(TENSORS); i++) {
+        const st_tensor *t = st_find(l->file, TENSORS[i].name);
+        if (!t) continue;
+        c->tensor[i].data = c->data[i] = read_bytes(l, t);
+        if (!c->data[i]) return false;
+        c->bytes[i] = t->bytes;
+    }
+    const st_tensor *t = st_find(l->file, "expected");
+    if (t) c->expected = read_bytes(l, t);
+    return !t || c->expected;
+}
+
 static io_status load(loader *l)
 {
-    int32_t in_sbuf = 0;
     l->c->args = moe_tkg_args_init();
-    bool ok = fits_in_memory(l) && read_scalars(l) && read_flag(l, "input_in_sbuf", &in_sbuf);
-    for (size_t i = 0; ok && i < COUNT(TENSORS); i++) ok = read_tensor(l, i);
-    ok = ok && read_expected(l);
-    l->c->tensor[0].layout = in_sbuf ? MOE_LAYOUT_SBUF : MOE_LAYOUT_HBM;
+    bool ok = read_scalars(l) && describe(l);
+    if (ok && !is_refused(l->c)) ok = fits_in_memory(l) && read_data(l);
     return ok ? IO_OK : l->error->status;
 }
 
@@ -392,6 +432,21 @@ bool case_is_mx(const moe_tkg_args *args)
 {
     moe_dtype dtype = args->expert_gate_up_weights->dtype;
     return dtype == MOE_MXFP4_X4 || dtype == MOE_MXFP8_X4;
+}
+
+bool case_expects_shape(const moe_case *c, const moe_tensor *output)
+{
+    bool same = c->expected_rank == output->rank;
+    for (int d = 0; same && d < output->rank; d++) same = c->expected_shape[d] == output->shape[d];
+    return same;
+}
+
+void case_refusal(const moe_case *c, moe_status status, char *text, size_t size)
+{
+    if (status == MOE_E_BAD_ENUM && c->foreign[0])
+        snprintf(text, size, "%s: not one the operator takes", c->foreign);
+    else
+        snprintf(text, size, "%s", moe_last_error());
 }
 
 bool case_act_from_name(const char *text, moe_act_mode *mode)

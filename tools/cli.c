@@ -11,6 +11,7 @@
 #include <errno.h>
 #include <math.h>
 #include <stdarg.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -18,16 +19,42 @@
 
 /* ---- messages ------------------------------------------------------------------------------ */
 
-/* Whether a terminal may take what is at p for a command: C0, DEL, or C1 (U+0080 to U+009F). */
-static bool is_control(const char *p)
+/* Decodes the UTF-8 character at p (its bytes end with a NUL at the latest) into *code.  Returns
+ * its bytes; 0 if there is none: a stray byte, an overlong form, a surrogate, past U+10FFFF. */
+static size_t utf8(const char *p, uint32_t *code)
 {
+    static const uint32_t LEAST[] = {0, 0, 0x80, 0x800, 0x10000};
     const unsigned char *u = (const unsigned char *)p;
-    return u[0] < 0x20 || u[0] == 0x7f || (u[0] == 0xc2 && u[1] >= 0x80 && u[1] < 0xa0);
+    size_t n = u[0] < 0x80 ? 1 : u[0] < 0xc0 ? 0 : u[0] < 0xe0 ? 2 : u[0] < 0xf0 ? 3 : 4;
+    if (n == 0 || u[0] >= 0xf8) return 0;
+    *code = n == 1 ? u[0] : u[0] & (0x7fu >> n);
+    for (size_t i = 1; i < n; i++) {
+        if ((u[i] & 0xc0) != 0x80) return 0;
+        *code = *code << 6 | (u[i] & 0x3f);
+    }
+    if (*code < LEAST[n] || *code > 0x10ffff || (*code >= 0xd800 && *code < 0xe000)) return 0;
+    return n;
+}
+
+/* C0, DEL, C1, which a terminal may take for commands; and what turns the direction of text, so
+ * that a line reads as another. */
+static bool is_control(uint32_t code)
+{
+    return code < 0x20 || (code >= 0x7f && code < 0xa0) || (code >= 0x202a && code <= 0x202e) ||
+           (code >= 0x2066 && code <= 0x2069);
 }
 
 static void put_text(FILE *file, const char *text)
 {
-    for (; *text; text++) putc(is_control(text) ? '?' : *text, file);
+    while (*text) {
+        uint32_t code = 0;
+        size_t n = utf8(text, &code);
+        if (n == 0 || is_control(code))
+            putc('?', file);
+        else
+            fwrite(text, 1, n, file);
+        text += n ? n : 1;
+    }
 }
 
 __attribute__((format(printf, 2, 0))) static void message(const cli *c, const char *format,
@@ -166,7 +193,7 @@ int cli_print_json(const cli *c, json_t *object)
 {
     if (!object) return cli_failure(c, "out of memory");
     errno = 0;
-    int failed = json_dumpf(object, stdout, JSON_INDENT(2));
+    int failed = json_dumpf(object, stdout, JSON_INDENT(2) | JSON_ENSURE_ASCII);
     json_decref(object);
     if (failed && !ferror(stdout)) return cli_failure(c, "out of memory");
     if (failed && !output_errno) output_errno = errno ? errno : EIO;

@@ -80,7 +80,8 @@ bool cli_number(const char *text, long long low, long long high, long long *valu
 /* Makes the context that --isa and --threads ask for.  CLI_OK, or a message and its exit code. */
 int cli_context(cli *c, moe_context **context);
 
-/* Prints text of any origin: control characters as '?', so that no file can drive the terminal. */
+/* Prints text of any origin: control characters, those that turn the direction of text, and bytes
+ * that are not UTF-8 as '?', so that no file can drive the terminal. */
 void cli_print_text(const char *text);
 
 /* Foreign text as a JSON string: bytes that are not UTF-8 as '?'. */
@@ -89,8 +90,8 @@ json_t *cli_json_text(const char *text);
 /* A JSON number; null if it is not finite. */
 json_t *cli_json_real(double value);
 
-/* Prints the object and a newline, and releases it; NULL (memory ran out on the way) is an
- * error. */
+/* Prints the object, in ASCII, and a newline, and releases it; NULL (memory ran out on the way) is
+ * an error. */
 int cli_print_json(const cli *c, json_t *object);
 
 /* Flushes stdout.  False once anything could not be written: there is no reader, or no room, for

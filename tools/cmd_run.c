@@ -40,14 +40,38 @@ static st_dtype stored_as(moe_dtype dtype)
     return dtype == MOE_BF16 ? ST_BF16 : dtype == MOE_F16 ? ST_F16 : ST_F32;
 }
 
-static int write_output(const cli *c, const char *path, const moe_tensor *output, size_t bytes)
+/* A line on stderr, and the same as a result if --json asks for one. */
+static int failed(const cli *c, int code, const char *file, const char *message)
+{
+    cli_failure(c, "%s", message);
+    if (!c->json) return code;
+    cli_print_json(c, json_pack("{s:o, s:b, s:b, s:b, s:o}",     //
+                                "file", cli_json_text(file),     //
+                                "pass", 0,                       //
+                                "refused", code == CLI_REFUSED,  //
+                                "unreadable", code == CLI_USAGE, //
+                                "message", cli_json_text(message)));
+    return code;
+}
+
+static int refused(const cli *c, const moe_case *m, const char *file, moe_status status)
+{
+    char reason[512], message[1024];
+    if (status == MOE_E_NOMEM) return failed(c, CLI_FAILED, file, "out of memory");
+    case_refusal(m, status, reason, sizeof reason);
+    snprintf(message, sizeof message, "%.480s: refused: %s", file, reason);
+    return failed(c, CLI_REFUSED, file, message);
+}
+
+static int write_output(const cli *c, const char *file, const char *path, const moe_tensor *output,
+                        size_t bytes)
 {
     io_error error;
     st_tensor t = {
         .name = "output", .dtype = stored_as(output->dtype), .rank = output->rank, .bytes = bytes};
     for (int d = 0; d < output->rank; d++) t.shape[d] = output->shape[d];
     if (st_write(path, &t, &output->data, 1, NULL, NULL, 0, &error) != IO_OK)
-        return cli_failure(c, "%s", error.text);
+        return failed(c, CLI_FAILED, file, error.text);
     return CLI_OK;
 }
 
@@ -57,15 +81,19 @@ static int print_result(const cli *c, const moe_context *context, const moe_tkg_
     json_t *shape = json_array();
     for (int d = 0; d < output->rank; d++)
         json_array_append_new(shape, json_integer(output->shape[d]));
-    json_t *object = json_pack("{s:o, s:o, s:s, s:s, s:i, s:s, s:s, s:o}",   //
-                               "file", cli_json_text(file),                  //
-                               "out", cli_json_text(path),                   //
-                               "path", "raw",                                //
-                               "isa", moe_context_isa(context),              //
-                               "threads", (int)moe_context_threads(context), //
-                               "act", case_act_name(case_act_in_use(args)),  //
-                               "dtype", moe_dtype_name(output->dtype),       //
-                               "shape", shape);
+    json_t *object = json_pack("{s:o, s:o, s:s, s:s, s:i, s:s, s:s, s:o, s:b, s:b, s:b, s:s}", //
+                               "file", cli_json_text(file),                                    //
+                               "out", cli_json_text(path),                                     //
+                               "path", "raw",                                                  //
+                               "isa", moe_context_isa(context),                                //
+                               "threads", (int)moe_context_threads(context),                   //
+                               "act", case_act_name(case_act_in_use(args)),                    //
+                               "dtype", moe_dtype_name(output->dtype),                         //
+                               "shape", shape,                                                 //
+                               "pass", 1,                                                      //
+                               "refused", 0,                                                   //
+                               "unreadable", 0,                                                //
+                               "message", "");
     return cli_print_json(c, object);
 }
 
@@ -75,13 +103,8 @@ static int compute(const cli *c, moe_context *context, const moe_case *m, const 
     moe_tensor output;
     size_t bytes;
     moe_status status = case_compute(context, &m->args, &output, &bytes);
-    if (status == MOE_E_NOMEM) return cli_failure(c, "out of memory");
-    if (status != MOE_OK) {
-        cli_failure(c, "%s: refused: %s%s%s", file, moe_last_error(),
-                    m->foreign[0] ? "; in the file: " : "", m->foreign);
-        return CLI_REFUSED;
-    }
-    int code = write_output(c, path, &output, bytes);
+    if (status != MOE_OK) return refused(c, m, file, status);
+    int code = write_output(c, file, path, &output, bytes);
     if (code == CLI_OK && c->json) code = print_result(c, context, &m->args, file, path, &output);
     free((void *)output.data);
     return code;
@@ -91,12 +114,12 @@ static int run_file(cli *c, moe_context *context, const char *file, const char *
 {
     moe_case m;
     io_error error;
-    int code = CLI_USAGE;
+    int code;
     if (case_load(file, &m, &error) == IO_OK) {
         if (c->act != MOE_ACT_DEFAULT) m.args.act_mode = c->act;
         code = compute(c, context, &m, file, path);
     } else {
-        cli_failure(c, "%s", error.text);
+        code = failed(c, CLI_USAGE, file, error.text);
     }
     case_free(&m);
     return code;

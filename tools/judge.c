@@ -6,6 +6,7 @@
 #include "judge.h"
 
 #include <math.h>
+#include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
@@ -137,6 +138,39 @@ judge_verdict judge_expected(const moe_case *c, judge_gate gate, const moe_tenso
 
 /* ---- against the oracle -------------------------------------------------------------------- */
 
+/* Adds a remark to the note. */
+__attribute__((format(printf, 2, 3))) static void note(judge_verdict *v, const char *format, ...)
+{
+    va_list list;
+    size_t used = strlen(v->note);
+    if (used) used += (size_t)snprintf(v->note + used, sizeof v->note - used, "; ");
+    if (used >= sizeof v->note) return;
+    va_start(list, format);
+    vsnprintf(v->note + used, sizeof v->note - used, format, list);
+    va_end(list);
+}
+
+/* A cell that nothing was said of is no reason to pass, and one that the proof allows none to
+ * fail. */
+static void decide(judge_verdict *v, const oracle_verdict *o)
+{
+    v->cells = o->cells;
+    v->outside = o->outside;
+    v->between = o->outside_tight;
+    v->unbounded = o->unbounded;
+    v->pass = o->outside == 0 && o->unbounded == 0;
+    v->limit = isnan(o->limit) ? 0 : o->limit; /* of a NaN that is right */
+    v->error = isinf(o->worst) ? o->worst : o->worst * v->limit;
+    if (o->outside)
+        note(v, "%zu of %zu cells outside the proven interval; worst: token %zu, h %zu", o->outside,
+             o->cells, o->worst_token, o->worst_h);
+    if (o->unbounded)
+        note(v, "%zu of %zu cells not judged: no finite bound", o->unbounded,
+             o->cells + o->unbounded);
+    if (o->outside_tight)
+        note(v, "%zu cells between the tight and the proven interval", o->outside_tight);
+}
+
 oracle_status judge_bound(const moe_tkg_args *args, const size_t *tokens, size_t n,
                           const moe_tensor *output, judge_verdict *verdict)
 {
@@ -146,17 +180,6 @@ oracle_status judge_bound(const moe_tkg_args *args, const size_t *tokens, size_t
     if (status != ORACLE_OK) return status;
     oracle_verdict o = oracle_judge(&rows, output, output->data);
     oracle_free(&rows);
-    size_t bad = o.outside + o.outside_tight;
-    verdict->pass = bad == 0;
-    verdict->limit = o.limit;
-    verdict->error = o.worst * o.limit;
-    if (bad)
-        snprintf(
-            verdict->note, sizeof verdict->note,
-            "%zu of %zu cells outside, %zu of them past the proven bound; worst: token %zu, h %zu",
-            bad, o.cells, o.outside, o.worst_token, o.worst_h);
-    else if (o.unbounded)
-        snprintf(verdict->note, sizeof verdict->note, "%zu of %zu cells have no finite bound",
-                 o.unbounded, o.cells + o.unbounded);
+    decide(verdict, &o);
     return ORACLE_OK;
 }

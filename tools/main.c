@@ -70,5 +70,7 @@ int main(int argc, char **argv)
 {
     hold_standard_files();
     signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, seen by cli_finish */
+    signal(SIGXFSZ,
+           SIG_IGN); /* so is a file past its limit, and a dead process tidies up nothing */
     return cli_finish(dispatch(argc, argv));
 }

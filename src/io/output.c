@@ -40,14 +40,24 @@ static void open_temporary(io_output *o, const char *target)
     check(o, o->fd >= 0);
 }
 
+/* A pipe that nobody reads would keep a blocking open() waiting for ever; this one fails with
+ * ENXIO.  Writing may wait again. */
+static void open_in_place(io_output *o)
+{
+    o->fd = open(o->path, O_WRONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+    check(o, o->fd >= 0);
+    if (o->fd < 0) return;
+    int flags = fcntl(o->fd, F_GETFL);
+    check(o, flags != -1 && fcntl(o->fd, F_SETFL, flags & ~O_NONBLOCK) != -1);
+}
+
 void io_output_open(io_output *o, const char *path)
 {
     struct stat about;
     *o = (io_output){.path = path, .fd = -1};
     bool exists = stat(path, &about) == 0;
     if (exists && !S_ISREG(about.st_mode)) {
-        o->fd = open(path, O_WRONLY | O_CLOEXEC | O_NOCTTY);
-        check(o, o->fd >= 0);
+        open_in_place(o);
         return;
     }
     /* Replacing the link instead of its target would break /dev/stdout when that is redirected
@@ -87,5 +97,7 @@ io_status io_output_finish(io_output *o, io_error *error)
     free(o->target);
     if (o->cause == 0) return IO_OK;
     return io_fail_errno(error, o->cause == ENOMEM ? IO_E_NOMEM : IO_E_WRITE, o->path,
-                         "cannot be written", o->cause);
+                         o->cause == ENXIO ? "cannot be written, as nothing reads from it"
+                                           : "cannot be written",
+                         o->cause);
 }
