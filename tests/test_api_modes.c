@@ -50,6 +50,7 @@ static unsigned broken_rules(const combination *c)
         {scaled && !c->affinities && !c->eager, MOE_E_NULL_ARG},
         {scaled && c->all_expert && c->mask && !c->index, MOE_E_NULL_ARG},
         {c->hidden_scale && !(c->mx && c->all_expert), MOE_E_UNSUPPORTED},
+        {prequantised && !(c->mx && c->all_expert), MOE_E_UNSUPPORTED},
         {c->hidden_scale && !prequantised, MOE_E_UNSUPPORTED},
         {!c->hidden_scale && prequantised, MOE_E_NULL_ARG},
         {c->output_in_sbuf && c->place < LAYER_SBUF, MOE_E_UNSUPPORTED},
