@@ -233,9 +233,20 @@ static void test_fork_while_idle(void **state)
     end_context(context);
 }
 
+/* AddressSanitizer's allocator may be locked by another thread at the fork, and its lock then stays
+ * so in the child (LLVM 17 is the first to look after it): the child may not even allocate. */
+#if defined(__SANITIZE_ADDRESS__)
+#define FORK_DURING_CALLS 0
+#elif defined(__has_feature)
+#define FORK_DURING_CALLS !__has_feature(address_sanitizer)
+#else
+#define FORK_DURING_CALLS 1
+#endif
+
 static void test_fork_during_calls(void **state)
 {
     (void)state;
+    if (!FORK_DURING_CALLS) skip();
     moe_context *context = make_context(2);
     atomic_bool stop = false;
     caller c[2];
