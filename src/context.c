@@ -66,16 +66,8 @@ static void unmark_home(moe_context *c)
 
 static moe_status check_options(const moe_context_options *o)
 {
-    if (o->struct_size < sizeof *o || o->struct_size > 4096)
-        return error_set(MOE_E_ABI,
-                         "struct_size = %zu: must be %zu (moe_context_options_init sets it)",
-                         o->struct_size, sizeof *o);
-    for (size_t i = sizeof *o; i < o->struct_size; i++)
-        if (((const unsigned char *)o)[i] != 0)
-            return error_set(MOE_E_ABI,
-                             "struct_size = %zu: an option past byte %zu is set that this library "
-                             "(version %s) does not know",
-                             o->struct_size, sizeof *o, moe_version());
+    moe_status s = error_struct_size(o, sizeof *o, "moe_context_options");
+    if (s != MOE_OK) return s;
     if ((o->allocate == NULL) != (o->release == NULL))
         return error_set(MOE_E_NULL_ARG, "%s = NULL: allocate and release come together",
                          o->allocate == NULL ? "allocate" : "release");

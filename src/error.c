@@ -4,6 +4,7 @@
 
 #include <stdarg.h>
 #include <stdio.h>
+#include <string.h>
 
 static _Thread_local char last_error[512];
 
@@ -17,6 +18,26 @@ moe_status error_set(moe_status status, const char *format, ...)
          c++) /* one line, whatever text of the caller's is in it */
         if ((unsigned char)*c < ' ') *c = '?';
     return status;
+}
+
+moe_status error_struct_size(const void *structure, size_t known, const char *name)
+{
+    enum { LARGEST = 4096 }; /* beyond any version to come: the field is not what it should be */
+    const unsigned char *bytes = structure;
+    size_t size;
+    memcpy(&size, bytes, sizeof size);
+    if (size < known)
+        return error_set(MOE_E_ABI, "struct_size = %zu: must be at least %zu (%s_init sets it)",
+                         size, known, name);
+    if (size > LARGEST)
+        return error_set(MOE_E_ABI, "struct_size = %zu: no version of %s is so large", size, name);
+    for (size_t i = known; i < size; i++)
+        if (bytes[i] != 0)
+            return error_set(MOE_E_ABI,
+                             "struct_size = %zu: a field of %s past byte %zu is set that this "
+                             "library (version %s) does not know",
+                             size, name, known, moe_version());
+    return MOE_OK;
 }
 
 const char *moe_last_error(void)

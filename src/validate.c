@@ -64,26 +64,6 @@ static moe_status check_flags(const moe_tkg_args *a)
     return MOE_OK;
 }
 
-static moe_status check_struct_size(const moe_tkg_args *a)
-{
-    if (a->struct_size < sizeof *a)
-        return error_set(MOE_E_ABI,
-                         "struct_size = %zu: must be at least %zu (moe_tkg_args_init sets it)",
-                         a->struct_size, sizeof *a);
-    if (a->struct_size > 4096)
-        return error_set(MOE_E_ABI, "struct_size = %zu: no version of moe_tkg_args is so large",
-                         a->struct_size);
-    const unsigned char *tail = (const unsigned char *)a;
-    for (size_t i = sizeof *a; i < a->struct_size; i++)
-        if (tail[i] != 0)
-            return error_set(
-                MOE_E_ABI,
-                "struct_size = %zu: a parameter past byte %zu is set that this library "
-                "(version %s) does not know",
-                a->struct_size, sizeof *a, moe_version());
-    return MOE_OK;
-}
-
 /* ---- combinations ---------------------------------------------------------------------------- */
 
 static moe_status check_modes(const moe_tkg_args *a)
@@ -196,7 +176,7 @@ moe_status problem_shape(const moe_tkg_args *args, problem *p)
 {
     memset(p, 0, sizeof *p);
     if (args == NULL) return error_set(MOE_E_NULL_ARG, "args = NULL: required");
-    moe_status s = check_struct_size(args);
+    moe_status s = error_struct_size(args, sizeof *args, "moe_tkg_args");
     if (s == MOE_OK) s = check_flags(args);
     if (s == MOE_OK) s = validate_tensors(args);
     if (s == MOE_OK) s = check_modes(args);
