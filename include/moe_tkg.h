@@ -116,7 +116,8 @@ typedef enum moe_dtype {
     MOE_MXFP8_X4,  /* 32-bit word of four e4m3fn codes, position 0 in the lowest 8 bits */
     MOE_I32,
     MOE_U32,
-    MOE_I64
+    MOE_I64,
+    MOE_E2M1_X2 /* a byte of two e2m1 codes, the first k in the low 4 bits: OCP MXFP4 */
 } moe_dtype;
 
 /* Where a tensor's elements lie.  HBM: row-major in the shape's order.  SBUF: the permuted
@@ -184,6 +185,8 @@ typedef struct moe_optional_int {
     int32_t given; /* 0 or 1 */
     int64_t value;
 } moe_optional_int;
+
+typedef struct moe_experts moe_experts; /* packed experts: see below */
 
 /* The operator's parameters by their names.  Make one with moe_tkg_args_init(): everything
  * optional is then "not given".  A NULL tensor is "not given".  A line "MX" is the shape where
@@ -262,6 +265,9 @@ typedef struct moe_tkg_args {
     /* 1: in selective mode a slot whose index is outside [0, E_L) contributes nothing instead of
      * being an error.  All-expert mode has no such slots: without effect there. */
     int32_t skip_invalid_experts;
+    /* Packed experts in place of the two weights, their scales and their biases, which must then
+     * all be NULL.  Kept by the caller until the call returns. */
+    const moe_experts *experts;
 } moe_tkg_args;
 
 static inline moe_tkg_args moe_tkg_args_init(void)
@@ -360,6 +366,114 @@ MOE_API const char *moe_context_isa(
 /* The ISA levels that this machine and this build have, weakest first: i = 0, 1, ...; NULL past
  * the last. */
 MOE_API const char *moe_isa_level(size_t i);
+
+/* ---- packed experts -------------------------------------------------------------------------- */
+
+/* An array that every expert has one of: [rows, columns], or [rows] (columns 1).  All strides are
+ * in bytes and may be anything that stays inside the caller's memory: fused, interleaved and
+ * transposed tensors are strides. */
+typedef struct moe_array {
+    moe_dtype dtype;            /* MOE_DTYPE_NONE: not given */
+    const void *data;           /* of expert 0; expert e is expert_stride * e bytes further, ... */
+    const void *const *experts; /* ... or, with data NULL, E_L pointers, one for each expert */
+    int64_t expert_stride;      /* read only with data */
+    int64_t row_stride;         /* 0 for an array [rows]: one value for all rows */
+    int64_t column_stride;      /* the element's size where columns are neighbours; E2M1_X2: 1 */
+} moe_array;
+
+/* A weight matrix [rows, k] of every expert: y[row] = sum over k of x[k] w[row][k]. */
+typedef struct moe_matrix {
+    /* [rows, k]: bf16, f16, f32, e4m3_ieee, e4m3fn; MX (with scale e8m0): e2m1_x2 (a row is k / 2
+     * bytes) or e4m3fn, k a multiple of 32 */
+    moe_array weights;
+    /* [rows]: bf16, f16 or f32, times the row's sum.  MX: e8m0 [rows, k / 32], required, a scale
+     * for each 32 consecutive k */
+    moe_array scale;
+    moe_array bias; /* [rows]: bf16, f16, f32 */
+} moe_matrix;
+
+typedef enum moe_packing {
+    MOE_PACK_PLAIN = 0,
+    /* bf16 weights in about 12 bits each, without any loss: the same bits come out.  A panel that
+     * would not get smaller stays as it is.  bf16 weights only. */
+    MOE_PACK_LOSSLESS = 1
+} moe_packing;
+
+/* The weights of one layer, in either of two descriptions.  Make one with moe_experts_args_init(). */
+typedef struct moe_experts_args {
+    size_t struct_size; /* sizeof(moe_experts_args) */
+
+    /* As checkpoints have them.  gate and up [I, H], down [H, I]; gate and up have one dtype, and
+     * scales and biases both or neither; all three are MX or none is. */
+    int64_t E_L, H, I; /* with the operator's tensors 0: these say it */
+    moe_matrix gate, up, down;
+
+    /* Or the operator's own, by their names and in the shapes of moe_tkg_args; gate.weights.dtype,
+     * up's and down's are then MOE_DTYPE_NONE. */
+    const moe_tensor *expert_gate_up_weights;
+    const moe_tensor *expert_down_weights;
+    const moe_tensor *expert_gate_up_bias;
+    const moe_tensor *expert_down_bias;
+    const moe_tensor *expert_gate_up_weights_scale;
+    const moe_tensor *expert_down_weights_scale;
+
+    moe_packing packing;
+} moe_experts_args;
+
+static inline moe_experts_args moe_experts_args_init(void)
+{
+    moe_experts_args args;
+    memset(&args, 0, sizeof args);
+    args.struct_size = sizeof args;
+    return args;
+}
+
+/* Dense [E_L, rows, columns] of one tensor: columns in k, so half as many bytes of e2m1_x2. */
+static inline moe_array moe_array_dense(const void *data, moe_dtype dtype, int64_t rows,
+                                        int64_t columns)
+{
+    moe_array a;
+    memset(&a, 0, sizeof a);
+    a.dtype = dtype;
+    a.data = data;
+    a.column_stride = (int64_t)moe_dtype_size(dtype);
+    a.row_stride = dtype == MOE_E2M1_X2 ? columns / 2 : columns * a.column_stride;
+    a.expert_stride = rows * a.row_stride;
+    return a;
+}
+
+/* Bytes that moe_experts_create would take for these arguments: exactly.  With MOE_PACK_LOSSLESS
+ * the weights are read, on context's threads; else no data pointer is followed, and all may be
+ * NULL. */
+MOE_API moe_status moe_experts_bytes(moe_context *context, const moe_experts_args *args,
+                                     size_t *bytes);
+
+/* Packs the experts of a layer into *experts (NULL on failure), on context's threads and with its
+ * allocator (NULL: the calling thread alone, mapped pages, huge ones where the system gives them).
+ * The sources may be freed afterwards; beside the result nothing of their size is allocated.
+ * The result never changes, serves any number of threads, contexts and ISA levels at once, and
+ * needs no context to live on (an own allocator must).
+ *
+ * With experts from the operator's tensors a call gives the bits of the call with these tensors.
+ * With row-major MX weights a block is 32 consecutive k; MOE_ACT_DEFAULT is then MOE_ACT_EXACT. */
+MOE_API moe_status moe_experts_create(moe_context *context, const moe_experts_args *args,
+                                      moe_experts **experts);
+
+/* Frees.  MOE_E_BUSY, and nothing happens, while a call uses them.  NULL is fine.  Use after that
+ * is undefined. */
+MOE_API moe_status moe_experts_destroy(moe_experts *experts);
+
+/* What is packed. */
+typedef struct moe_experts_info {
+    size_t struct_size;         /* in: sizeof(moe_experts_info) */
+    int64_t E_L, H, I;
+    moe_dtype gate_up, down;    /* of the weights' elements, as they were given */
+    moe_packing packing;
+    size_t bytes;               /* in all */
+    size_t expert_bytes;        /* read for one expert of a call: weights, scales, biases; of lossless packing the mean */
+} moe_experts_info;
+
+MOE_API moe_status moe_experts_describe(const moe_experts *experts, moe_experts_info *info);
 
 /* ---- the operator ---------------------------------------------------------------------------- */
 

@@ -1,45 +1,57 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pack.h - one expert's weights, scales and biases as panels (kernel.h). */
+/* pack.h - experts' weights, scales and biases as panels (kernel.h). */
 #ifndef MOE_PACK_H
 #define MOE_PACK_H
 
-#include "problem.h"
+#include "axis.h"
 
-/* Where an expert's panels lie in its memory; the same for every expert of a call.  A panel is
- * its stream of lines, then the f32 rows that the call has: gate scale, up scale, gate bias, up
- * bias; down scale, down bias. */
+/* What is packed, checked: the weights of a layer in one of their descriptions. */
+typedef struct pack_source {
+    kernel_format gate_up, down; /* of the elements; never FORMAT_BF12 */
+    size_t E_L;
+    axis axis;
+    /* axis.strided: the operator's MX tensors of x4 words, [0] gate and up, [1] down; no bias:
+     * NULL. */
+    const moe_tensor *words[2], *word_scale[2], *word_bias[2];
+    moe_matrix matrix[3]; /* else: gate, up, down */
+} pack_source;
+
+/* Where an expert's panels lie in its memory; the same for every expert of a layer.  A panel is
+ * its stream of lines, then the f32 rows that there are: gate scale, up scale, gate bias, up
+ * bias; down scale and down bias, of as many rows as the panel has. */
 typedef struct pack_layout {
+    kernel_format gate_up, down;
     size_t hidden_k; /* k of the gate and up products: H, padded to even */
     /* k of the down product: I padded to even, or all lanes; one expert may have fewer */
     size_t mid_k;
     size_t gate_up_panels; /* ceil(mid_k / KERNEL_ROWS) */
-    size_t down_panels;    /* ceil(H / KERNEL_ROWS) */
+    size_t down_panels;    /* ceil(H / (2 * KERNEL_ROWS)) */
+    bool scaled, gate_up_bias, down_bias; /* which f32 rows there are */
     size_t gate_up_bytes;  /* of one panel with its rows */
-    size_t down_bytes;
-    size_t gate_up_rows_at; /* offset of the f32 rows in a panel */
-    size_t down_rows_at;
-    size_t down_at; /* offset of the first down panel */
-    size_t bytes;   /* of one expert */
+    size_t down_bytes;     /* of one whole panel with its rows */
+    size_t down_at;        /* offset of the first down panel */
+    size_t bytes;          /* of one expert */
 } pack_layout;
 
 /* False if a size does not fit. */
-bool pack_layout_of(const problem *p, pack_layout *l);
+bool pack_layout_of(const pack_source *s, pack_layout *l);
 
 /* k of expert e's down product and rows of its intermediate: trailing lane blocks of pads with
  * zero down weights are left out. */
-size_t pack_mid_k(const problem *p, const pack_layout *l, size_t e);
+size_t pack_mid_k(const pack_source *s, const pack_layout *l, size_t e);
 
 /* Fill panel number `panel` of expert e; expert: its memory, l->bytes at KERNEL_ALIGN. */
-void pack_gate_up(const problem *p, const pack_layout *l, size_t e, size_t panel, uint8_t *expert);
-void pack_down(const problem *p, const pack_layout *l, size_t e, size_t panel, size_t mid_k,
+void pack_gate_up(const pack_source *s, const pack_layout *l, size_t e, size_t panel,
+                  uint8_t *expert);
+void pack_down(const pack_source *s, const pack_layout *l, size_t e, size_t panel, size_t mid_k,
                uint8_t *expert);
 
-/* Bit r: row r of gate_up panel number `panel` is a pad lane. */
-uint32_t pack_pad_rows(const problem *p, size_t panel);
+/* Panels of one packed expert, as kernels take them. */
+kernel_panel pack_gate_up_panel(const pack_layout *l, const uint8_t *expert, size_t panel);
+kernel_panel pack_down_panel(const pack_layout *l, const uint8_t *expert, size_t panel,
+                             size_t mid_k);
 
-/* The f32 rows of a packed panel: KERNEL_ROWS floats each, NULL where the call has none. */
-kernel_rows pack_gate_rows(const problem *p, const pack_layout *l, const uint8_t *panel);
-kernel_rows pack_up_rows(const problem *p, const pack_layout *l, const uint8_t *panel);
-kernel_rows pack_down_rows(const problem *p, const pack_layout *l, const uint8_t *panel);
+/* Bit r: row r of gate_up panel number `panel` is a pad lane. */
+uint32_t pack_pad_rows(const axis *a, size_t panel);
 
 #endif

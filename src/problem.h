@@ -6,30 +6,27 @@
 #ifndef MOE_PROBLEM_H
 #define MOE_PROBLEM_H
 
-#include "kernel.h"
-
-#include <stdbool.h>
+#include "pack.h"
 
 typedef struct problem {
     const moe_tkg_args *args;
-    size_t T, H, I;
-    size_t E_L;
-    size_t K;       /* columns of expert_index; 0 if there is none */
-    size_t E;       /* columns of expert_affinities; 0 if there are none */
-    size_t rank;    /* rank_id, 0 if it is not read */
-    size_t tiles_h; /* MX: H / 512 */
-    size_t tiles_i; /* MX: ceil(I / 512) */
-    size_t lanes_p; /* MX: I_p, partitions of the down weights */
-    bool mx;
+    size_t T, E_L;
+    size_t K;    /* columns of expert_index; 0 if there is none */
+    size_t E;    /* columns of expert_affinities; 0 if there are none */
+    size_t rank; /* rank_id, 0 if it is not read */
+    axis axis;   /* of the experts: H, I, the order of k */
+    kernel_format gate_up, down;
+    bool mx; /* the weights have a scale for each block of k */
     bool all_expert;
     bool scaled; /* POST_SCALE */
     bool masked;
     bool prequantised;
-    kernel_format gate_up, down;
     moe_dtype hidden; /* MOE_MXFP8_X4 if pre-quantised */
     moe_dtype output;
     moe_act_mode act; /* never MOE_ACT_DEFAULT */
     kernel_point point;
+    const moe_experts *experts; /* packed, or NULL: source says what each call packs */
+    pack_source source;
 } problem;
 
 /* Checks all that can be checked without reading tensor data and fills *p (rank is 0 then). */
