@@ -39,6 +39,7 @@ static const struct {
     [MOE_I32] = {"i32", 4},
     [MOE_U32] = {"u32", 4},
     [MOE_I64] = {"i64", 8},
+    [MOE_E2M1_X2] = {"e2m1_x2", 1},
 };
 
 size_t moe_dtype_size(moe_dtype dtype)
