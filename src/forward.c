@@ -28,7 +28,6 @@ typedef struct forward {
 } forward;
 
 enum {
-    PACK_PANELS = 8,                 /* panels packed by one item, which share lines of the source */
     BLOCK_PANELS = KERNEL_BLOCK / KERNEL_ROWS, /* gate_up panels of one block of the intermediate */
     DOWN_ROWS = 2 * KERNEL_ROWS,
     STORE_COLUMNS = 1024
@@ -46,7 +45,7 @@ static size_t smaller(size_t a, size_t b)
 
 static size_t pack_items(const pack_layout *l)
 {
-    return pieces(l->gate_up_panels + l->down_panels, PACK_PANELS);
+    return pieces(l->gate_up_panels, PACK_RUN) + pieces(l->down_panels, PACK_RUN);
 }
 
 /* Terms are numbered through a pass: group g's begin where those of the groups before it end. */
@@ -116,20 +115,24 @@ static void hidden_row(void *arg, size_t t)
                     (uint32_t *)(void *)(f->hidden + t * f->plan->scratch.hidden_row));
 }
 
-/* Item: PACK_PANELS neighbouring panels of one expert of the pass. */
+/* Item: a run of neighbouring panels of one expert of the pass. */
 static void pack_panels(void *arg, size_t i)
 {
     forward *f = arg;
     const pack_layout *l = f->l;
     const pack_source *s = &f->p->source;
-    size_t items = pack_items(l), first = i % items * PACK_PANELS, end = first + PACK_PANELS;
     const plan_group *g = f->pass.group;
+    size_t items = pack_items(l), down = pieces(l->gate_up_panels, PACK_RUN), run = i % items;
     while (g->slot != i / items) g++;
-    for (size_t panel = first; panel < end && panel < l->gate_up_panels + l->down_panels; panel++)
-        if (panel >= l->gate_up_panels)
-            pack_down(s, l, g->expert, panel - l->gate_up_panels, g->mid_k, packed(f, g));
-        else if (panel * KERNEL_ROWS < g->mid_k)
-            pack_gate_up(s, l, g->expert, panel, packed(f, g));
+    if (run >= down) {
+        size_t first = (run - down) * PACK_RUN;
+        pack_down(s, l, g->expert, first, smaller(l->down_panels - first, PACK_RUN), g->mid_k,
+                  packed(f, g));
+    } else {
+        size_t first = run * PACK_RUN, end = pieces(g->mid_k, KERNEL_ROWS);
+        if (first < end)
+            pack_gate_up(s, l, g->expert, first, smaller(end - first, PACK_RUN), packed(f, g));
+    }
 }
 
 /* Item: one term of the pass.  The first of each tile interleaves the hidden rows of all. */

@@ -103,7 +103,7 @@ static inline void quantize_put(const float *v, size_t terms, size_t block, kern
 }
 
 /* The kernel_quantize_fn of every table. */
-static void quantize_tokens(const kernel_quantize *a, kernel_rounding r, kernel_operand o)
+static inline void quantize_tokens(const kernel_quantize *a, kernel_rounding r, kernel_operand o)
 {
     for (size_t t = 0; t < a->tokens; t++) {
         float v[KERNEL_BLOCK] = {0};
@@ -119,7 +119,7 @@ static void quantize_tokens(const kernel_quantize *a, kernel_rounding r, kernel_
 }
 
 /* The kernel_reduce_fn of every table. */
-static void reduce_terms(const kernel_reduce *a)
+static inline void reduce_terms(const kernel_reduce *a)
 {
     enum { STEP = 256 };
     for (size_t h = 0; h < a->n; h += STEP) {
