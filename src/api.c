@@ -71,7 +71,7 @@ static moe_status size(const problem *p, const kernel_table *kernels, call_plan 
     return error_set(
         MOE_E_OVERFLOW,
         "T = %zu, H = %zu, I = %zu, E_L = %zu: the scratch's bytes do not fit in size_t", p->T,
-        p->H, p->I, p->E_L);
+        p->axis.H, p->axis.I, p->E_L);
 }
 
 moe_status moe_tkg_output(const moe_tkg_args *args, moe_tensor *output, size_t *bytes)

@@ -8,7 +8,7 @@
 #ifndef MOE_PLAN_H
 #define MOE_PLAN_H
 
-#include "pack.h"
+#include "problem.h"
 
 /* One term of the sum over experts: y of an expert for a token. */
 typedef struct plan_term {
