@@ -59,7 +59,7 @@ const char *moe_dtype_name(moe_dtype dtype)
  * they cannot be destroyed meanwhile. */
 static moe_status enter(const moe_tkg_args *args, const moe_experts **experts)
 {
-    bool known = args != NULL && args->struct_size >= sizeof *args;
+    bool known = args != NULL && error_struct_size(args, sizeof *args, "moe_tkg_args") == MOE_OK;
     *experts = known ? args->experts : NULL;
     return *experts == NULL ? MOE_OK : experts_enter(*experts);
 }
