@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* compare.c - times one layer in ggml and in this library, side by side, and holds their results against each other.
+/* compare.c - times one layer in ggml and in this library, side by side, and holds their results
+ * against each other.
  *
- * In a round every side has one turn, with the same tokens, in an order that rotates.  A turn is two calls with
- * different routing; only the second is timed, so that a side's threads are awake as they are between the layers of a
- * model.  Weights are cold: a shape's layers together are many times as large as the last-level cache, each side has
- * its own copy, and every call draws its experts anew. */
+ * In a round every side has one turn, with the same tokens, in an order that rotates.  A turn is
+ * two calls with different routing; only the second is timed, so that a side's threads are awake
+ * as they are between the layers of a model.  Weights are cold: a shape's layers together are
+ * many times as large as the last-level cache, each side has its own copy, and every call draws
+ * its experts anew. */
 #define _GNU_SOURCE
 #include <getopt.h>
 #include <math.h>
@@ -29,10 +31,10 @@
 enum { MAX_SIDES = 8, MAX_LAYERS = 64, MAX_LIST = 32, CACHE_TIMES = 8 };
 enum { EXIT_NONSENSE = 1, EXIT_USAGE = 2, EXIT_FAILED = 3 };
 
-/* What a result may be off by: root mean square of the difference over that of the result in double.  bf16 operands
- * are good to 2^-9 each, int8 activations to about 2^-8 of a block's largest, MXFP8 to 2^-4 each
- * (results are off by 5 %), the weights of q4_0 to 2^-4 of a block's largest; a wrong layout or a
- * forgotten bias gives half and more. */
+/* What a result may be off by: root mean square of the difference over that of the result in
+ * double.  bf16 operands are good to 2^-9 each, int8 activations to about 2^-8 of a block's
+ * largest, MXFP8 to 2^-4 each (results are off by 5 %), the weights of q4_0 to 2^-4 of a block's
+ * largest; a wrong layout or a forgotten bias gives half and more. */
 static double tolerance(const char *weights, moe_act_mode act)
 {
     if (strcmp(weights, "q4_0") == 0) return 0.3;
@@ -92,18 +94,19 @@ _Noreturn static void stop(int code, const char *format, ...)
 
 static void usage(FILE *to)
 {
-    fputs(
-        "  --shape LIST        gpt-oss-20b, gpt-oss-120b, qwen3-30b-a3b, granite-3.1-1b-a400m (gpt-oss-20b)\n"
-        "  --weights FORMAT    bf16, mxfp4; q8_0, q4_0: ggml alone (what the model is published in)\n"
-        "  --tokens LIST       tokens in a call, 1 to 128 (1,2,4,8,16,32,64,128)\n"
-        "  --threads N         threads of each side (as many as there are CPUs)\n"
-        "  --repetitions N     timed rounds (9)\n"
-        "  --ggml LIST         plain: weights as they lie in a file; repack: rearranged, as llama.cpp loads them\n"
-        "                      where ggml can (both)\n"
-        "  --act LIST          our activations: default, exact, mxfp8, int8 (exact; for mxfp4 exact,int8)\n"
-        "  --seed N            of layers, tokens and routing (1)\n"
-        "  --json              JSON with every sample in place of the table\n",
-        to);
+    fputs("  --shape LIST        gpt-oss-20b, gpt-oss-120b, qwen3-30b-a3b, granite-3.1-1b-a400m\n"
+          "                      (gpt-oss-20b)\n"
+          "  --weights FORMAT    bf16, mxfp4; q8_0, q4_0: ggml alone (as the model is published)\n"
+          "  --tokens LIST       tokens in a call, 1 to 128 (1,2,4,8,16,32,64,128)\n"
+          "  --threads N         threads of each side (as many as there are CPUs)\n"
+          "  --repetitions N     timed rounds (9)\n"
+          "  --ggml LIST         plain: weights as they lie in a file; repack: rearranged, as\n"
+          "                      llama.cpp loads them where ggml can (both)\n"
+          "  --act LIST          our activations: default, exact, mxfp8, int8\n"
+          "                      (exact; for mxfp4 exact,int8)\n"
+          "  --seed N            of layers, tokens and routing (1)\n"
+          "  --json              JSON with every sample in place of the table\n",
+          to);
 }
 
 static size_t split(char *list, const char **item)
@@ -192,8 +195,8 @@ static options parse(int argc, char **argv)
 
 /* ---- the machine --------------------------------------------------------------------------- */
 
-/* Keeps the process, and so the threads of every side, on the first `threads` of the CPUs that it may use; 0: on all.
- * How many these are. */
+/* Keeps the process, and so the threads of every side, on the first `threads` of the CPUs that
+ * it may use; 0: on all. How many these are. */
 static int choose_cpus(int threads)
 {
     cpu_set_t all, chosen;
@@ -209,8 +212,8 @@ static int choose_cpus(int threads)
     return threads;
 }
 
-/* The last-level cache that a CPU sees.  The C library's answer may be that of all sockets together,
- * and counts only where the system has none. */
+/* The last-level cache that a CPU sees.  The C library's answer may be that of all sockets
+ * together, and counts only where the system has none. */
 static size_t cache_bytes(void)
 {
     for (int level = 3; level >= 2; level--) {
@@ -337,8 +340,8 @@ static double difference(const float *a, const float *b, size_t n)
     return sqrt(off / size);
 }
 
-/* Every side on the same tokens and layer: against double (the last token), and against each other.  The largest
- * difference of two sides. */
+/* Every side on the same tokens and layer: against double (the last token), and against each
+ * other.  The largest difference of two sides. */
 static double check(comparison *c, size_t T)
 {
     const size_t H = c->shape->H;
@@ -357,7 +360,7 @@ static double check(comparison *c, size_t T)
         if (!(s->error <= tolerance(c->weights, s->act)))
             stop(
                 EXIT_NONSENSE,
-                "%s, T = %zu: the result is off by %.3g of its size, which is not rounding (limit %.3g)",
+                "%s, T = %zu: the result is off by %.3g of its size, more than rounding (limit %.3g)",
                 s->name, T, s->error, tolerance(c->weights, s->act));
         for (size_t j = 0; j < i; j++) {
             const double d = difference(s->y, c->side[j].y, T * H);
@@ -377,8 +380,8 @@ static double check(comparison *c, size_t T)
 
 /* ---- timing -------------------------------------------------------------------------------- */
 
-/* One round; adds the experts that its timed calls read.  The tokens of a turn come from the round's own seed, so that
- * all sides see the same. */
+/* One round; adds the experts that its timed calls read.  The tokens of a turn come from the
+ * round's own seed, so that all sides see the same. */
 static size_t round_of_turns(comparison *c, size_t T, size_t n)
 {
     const size_t warm = c->next_layer++ % c->layers, timed = c->next_layer++ % c->layers;

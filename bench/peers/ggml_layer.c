@@ -97,8 +97,8 @@ static enum ggml_type type_of(const char *weights)
     return GGML_TYPE_BF16;
 }
 
-/* A block of ours to a block of ggml's: scale first, then element j in the low and j + 16 in the high nibble of byte
- * j. */
+/* A block of ours to a block of ggml's: scale first, then element j in the low and j + 16 in the
+ * high nibble of byte j. */
 static void convert_mxfp4(const uint8_t code[16], uint8_t scale, uint8_t block[17])
 {
     block[0] = scale;
@@ -141,8 +141,9 @@ static bool fill(struct ggml_tensor *tensor, const peers_matrix *m, size_t exper
     return enough;
 }
 
-/* The first buffer type of the CPU backend's own that takes mul_mat_id of such weights, found as llama.cpp's loader
- * finds it: by asking about an operator whose weights are in an empty buffer of that type. */
+/* The first buffer type of the CPU backend's own that takes mul_mat_id of such weights, found as
+ * llama.cpp's loader finds it: by asking about an operator whose weights are in an empty buffer
+ * of that type. */
 static ggml_backend_buffer_type_t repack_type(const peers_shape *shape, enum ggml_type type)
 {
     ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);

@@ -57,8 +57,8 @@ static void matrix_free(peers_matrix *m)
     free(m->bias);
 }
 
-/* Products with a row come out near `size` for inputs near 1.  With MXFP4 the scales of a row's blocks are 2^low,
- * 2^(low + 1) or 2^(low + 2), where the codes alone would give 2.9 sqrt(k). */
+/* Products with a row come out near `size` for inputs near 1.  With MXFP4 the scales of a row's
+ * blocks are 2^low, 2^(low + 1) or 2^(low + 2), where the codes alone would give 2.9 sqrt(k). */
 static bool matrix_make(peers_matrix *m, const peers_shape *shape, size_t rows, size_t k,
                         peers_format format, float size, uint64_t *state)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* layer.h - the layer and the tokens that every side of the comparison is given: random, row-major, in no library's
- * own layout; and what the layer computes, in double. */
+/* layer.h - the layer and the tokens that every side of the comparison is given: random, row-major,
+ * in no library's own layout; and what the layer computes, in double. */
 #ifndef PEERS_LAYER_H
 #define PEERS_LAYER_H
 
@@ -13,7 +13,8 @@ enum { PEERS_MAX_T = 128, PEERS_BLOCK = 32 };
 typedef struct peers_shape {
     const char *name;
     size_t H, I, E, K;
-    /* gpt-oss: biases, and (u + 1) * g / (1 + exp(-1.702 g)) with g <= 7 and -7 <= u <= 7; else silu(g) * u */
+    /* gpt-oss: biases, and (u + 1) * g / (1 + exp(-1.702 g)) with g <= 7 and -7 <= u <= 7; else
+     * silu(g) * u */
     bool oai;
     const char *weights; /* the format that the model is published in */
 } peers_shape;
@@ -22,13 +23,14 @@ extern const peers_shape peers_shapes[]; /* ends with a name NULL */
 
 typedef enum peers_format { PEERS_BF16, PEERS_MXFP4 } peers_format;
 
-/* All experts of one of the three matrices, row-major [E, rows, k]. */
+/* All experts of one of the three matrices, row-major [E, rows, k].  MXFP4 as in OCP's definition
+ * and the published checkpoints: blocks of 32 neighbours along k. */
 typedef struct peers_matrix {
     size_t rows, k;
     uint16_t *bf16; /* PEERS_BF16, else NULL */
-    uint8_t *codes,
-        *scale; /* PEERS_MXFP4: [E, rows, k / 2], element 2 j in the low nibble of byte j; e8m0 [E, rows, k / 32] */
-    float *bias; /* [E, rows], of bf16 values, or NULL */
+    uint8_t *codes; /* PEERS_MXFP4: [E, rows, k / 2], element 2 j in the low nibble of byte j */
+    uint8_t *scale; /* PEERS_MXFP4: e8m0 [E, rows, k / 32] */
+    float *bias;    /* [E, rows], of bf16 values, or NULL */
 } peers_matrix;
 
 typedef struct peers_layer {

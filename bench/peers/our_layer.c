@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* our_layer.c - the layer in this library: the row-major weights in the operator's own tensors, which a call packs
- * first (its time contains that). */
+/* our_layer.c - the layer in this library: the row-major weights in the operator's own tensors,
+ * which a call packs first (its time contains that). */
 #include "our_layer.h"
 
 #include <stdio.h>
@@ -57,9 +57,10 @@ static bool make_plain(our_layer *l, const peers_layer *raw)
 
 /* ---- MX weights ---------------------------------------------------------------------------- */
 
-/* The operator's blocks of 32 are four runs of 8 (docs/operator.md).  A model's block j of 32 neighbours is put into
- * the operator's block j % 16 of tile j / 16, so that its scale stays one; as nothing else depends on the order of h
- * and i inside, only the input and the gate and up columns follow. */
+/* The operator's blocks of 32 are four runs of 8 (docs/operator.md).  A model's block j of 32
+ * neighbours is put into the operator's block j % 16 of tile j / 16, so that its scale stays
+ * one; as nothing else depends on the order of h and i inside, only the input and the gate and
+ * up columns follow. */
 static size_t operator_h(const our_layer *l, size_t h)
 {
     return h % 32 / 8 * (l->H / 4) + h / 512 * P + h % 512 / 32 * 8 + h % 8;
@@ -71,8 +72,8 @@ static size_t operator_i(const our_layer *l, size_t i)
     return i / 512 * 512 + i % 32 / 8 * width + i % 512 / 32 * 8 + i % 8;
 }
 
-/* Puts one row of e2m1 codes along the words of partitions p, tiles n: word (p, n) is at word[p * p_step + n * n_step],
- * likewise the scale of its block. */
+/* Puts one row of e2m1 codes along the words of partitions p, tiles n: word (p, n) is at word[p
+ * * p_step + n * n_step], likewise the scale of its block. */
 static void put_row(const peers_matrix *m, size_t e, size_t row, uint16_t *word, size_t p_step,
                     uint8_t *scale, size_t scale_step, size_t n_step)
 {
