@@ -322,9 +322,11 @@ typedef struct moe_context moe_context;
 typedef struct moe_context_options {
     size_t struct_size; /* sizeof(moe_context_options) */
     /* Threads that work on one call, the caller's included: 1 to 1024, or 0 for MOE_NUM_THREADS
-     * of the environment or, without that, as many as the affinity mask and the cgroup (version
-     * 2) quota of the process allow.  Fewer are used if the system does not give them;
-     * moe_context_threads() says how many. */
+     * of the environment or, without that, as many as the affinity mask and the cgroup quota
+     * of the process allow.  Fewer are used if the system does not give them;
+     * moe_context_threads() says how many.  Those beyond the processors of the process stay asleep,
+     * and no thread is woken for a call that would be over sooner.  A thread without work spins for
+     * some 50 us before it sleeps. */
     int32_t threads;
     /* The highest ISA level to use, by name (moe_isa_level), or NULL for MOE_ISA of the
      * environment or, without that, the best of this machine. */

@@ -30,9 +30,10 @@ enum {
 
 _Static_assert((THREADS_MOST & INSIDE) == THREADS_MOST, "a team must fit");
 
-/* Bytes of work that wake sleeping threads; less does too in calls that follow one another so
- * closely that threads stay awake in between.  Waking takes the caller some us and the other thread some ten
- * until it runs, in which one thread reads some hundred KB. */
+/* Bytes of weights that are worth waking threads for; less is too in calls that follow one another
+ * so closely that threads stay awake in between.  A wake-up takes some tens of us, and a virtual
+ * machine may first put the woken thread on the caller's own processor: on one of 2 processors, idle
+ * for 1 ms before each call, two threads broke even with one at 3 MB and took half at 6 MB. */
 enum { WORTH_WAKING = 1 << 22 };
 
 /* Indices beyond this many are taken in runs, so that both ends of a range fit in one word. */
@@ -56,15 +57,16 @@ struct threads {
     /* What a thread looks at to work; loop is written while nobody is inside. */
     _Alignas(CACHE_LINE) atomic_uint entry;
     atomic_uint sleepers;
+    atomic_uint spare; /* sleepers to leave asleep: threads beyond the processors */
     atomic_uint stop;
     loop loop;
 
     _Alignas(CACHE_LINE) atomic_flag taken;
-    bool wakes;     /* this call wakes sleepers */
-    int64_t given;  /* when the last call ended */
-    unsigned spare; /* sleepers to leave asleep: threads beyond the processors */
-    int count;      /* participants */
-    int workers;    /* threads that were created */
+    bool wakes;    /* this call wakes sleepers */
+    int64_t given; /* when the last call ended */
+    int64_t woken; /* when sleepers were last woken */
+    int count;     /* participants */
+    int workers;   /* threads that were created */
     threads_for *run;
     void *user;
     size_t bytes;
@@ -123,16 +125,23 @@ static void set_loop(threads *t, size_t n, void (*body)(void *arg, size_t i), vo
 
 /* ---- the loop's caller ----------------------------------------------------------------------- */
 
-static void wake(threads *t)
-{
-    unsigned asleep = atomic_load(&t->sleepers);
-    if (t->wakes && asleep > t->spare) wait_wake(&t->entry, asleep - t->spare, WAIT_WORKER);
-}
-
 /* No thread is inside, and none can enter: the word is the caller's. */
 static unsigned next_round(const threads *t)
 {
     return (atomic_load_explicit(&t->entry, memory_order_relaxed) & ~(ROUND - 1)) + ROUND;
+}
+
+/* Begins another round and wakes who sleeps on an older one: once in the time that it takes them to
+ * come, until when they still count as asleep. */
+static void publish(threads *t, unsigned entry)
+{
+    atomic_store(&t->entry, entry);
+    unsigned asleep = atomic_load(&t->sleepers), spare = atomic_load(&t->spare);
+    if (!t->wakes || asleep <= spare) return;
+    int64_t now = wait_clock();
+    if (now - t->woken < WAIT_NS) return;
+    t->woken = now;
+    wait_wake(&t->entry, asleep - spare, WAIT_WORKER);
 }
 
 static void close_loop(threads *t)
@@ -165,8 +174,7 @@ void threads_loop(threads *t, size_t n, void (*body)(void *arg, size_t i), void 
         t->run(borrowed_part, t, t->loop.parts, t->user);
         return;
     }
-    atomic_store(&t->entry, next_round(t) | OPEN);
-    wake(t);
+    publish(t, next_round(t) | OPEN);
     run_items(t, 0);
     close_loop(t);
 }
@@ -202,7 +210,7 @@ void threads_join(threads *t, size_t w, const atomic_uint *word, unsigned value)
             seen = e & ~(unsigned)(INSIDE | WAITING);
             run_items(t, w);
             leave_loop(t);
-        } else if (wait_spin(&budget)) {
+        } else if (atomic_load(&t->sleepers) >= atomic_load(&t->spare) && wait_spin(&budget)) {
             continue;
         } else {
             sleep_at(t, e);
@@ -229,7 +237,7 @@ static void set_count(threads *t, int count, int processors)
 {
     int awake = processors < 2 ? 2 : processors; /* the caller and one more in any case */
     t->count = count;
-    t->spare = count > awake ? (unsigned)(count - awake) : 0;
+    atomic_store(&t->spare, count > awake ? (unsigned)(count - awake) : 0);
 }
 
 void threads_gather(threads *t, int count, int processors)
@@ -309,7 +317,7 @@ bool threads_take(threads *t, size_t bytes)
 {
     if (atomic_flag_test_and_set_explicit(&t->taken, memory_order_acquire)) return false;
     t->wakes = bytes >= WORTH_WAKING || wait_clock() - t->given < WAIT_NS;
-    wake(t);
+    publish(t, next_round(t)); /* without a loop as yet */
     return true;
 }
 
