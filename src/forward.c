@@ -115,7 +115,7 @@ typedef struct group_item {
 
 static group_item item_of(const forward *f, size_t i, size_t each)
 {
-    const size_t groups = f->pass.groups, n = (size_t)threads_count(f->team);
+    const size_t groups = f->pass.groups, n = f->team != NULL ? (size_t)threads_count(f->team) : 1;
     size_t w = i * n / (groups * each);
     while (groups * (each * (w + 1) / n) <= i) w++;
     while (groups * (each * w / n) > i) w--;
