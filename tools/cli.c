@@ -99,6 +99,17 @@ bool cli_number(const char *text, long long low, long long high, long long *valu
     return true;
 }
 
+bool cli_numbers(char *list, long long low, long long high, size_t *number, size_t most, size_t *n)
+{
+    long long value;
+    *n = 0;
+    for (char *item; (item = strsep(&list, ",")) != NULL;) {
+        if (*n == most || !cli_number(item, low, high, &value)) return false;
+        number[(*n)++] = (size_t)value;
+    }
+    return *n > 0;
+}
+
 static int bad_option(cli *c, int opt)
 {
     char letter[3] = {'-', (char)optopt, '\0'};
