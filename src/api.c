@@ -39,6 +39,7 @@ static const struct {
     [MOE_I32] = {"i32", 4},
     [MOE_U32] = {"u32", 4},
     [MOE_I64] = {"i64", 8},
+    [MOE_E2M1_X2] = {"e2m1_x2", 1},
 };
 
 size_t moe_dtype_size(moe_dtype dtype)
@@ -70,7 +71,7 @@ static moe_status size(const problem *p, const kernel_table *kernels, call_plan 
     return error_set(
         MOE_E_OVERFLOW,
         "T = %zu, H = %zu, I = %zu, E_L = %zu: the scratch's bytes do not fit in size_t", p->T,
-        p->H, p->I, p->E_L);
+        p->axis.H, p->axis.I, p->E_L);
 }
 
 moe_status moe_tkg_output(const moe_tkg_args *args, moe_tensor *output, size_t *bytes)

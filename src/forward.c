@@ -6,14 +6,13 @@
  * the experts (plan.h).  Allocates nothing: scratch was sized by plan_size().
  *
  *     quantize    hidden -> operand rows, once per token
- *     per pass    pack experts | gate_up -> intermediate | quantize it | down -> y rows |
+ *     per pass    (raw) pack experts | gate_up -> intermediate -> operands | down -> y rows |
  *                 (all-expert) add them up
  *     store       (selective) add the y rows up in slot order; round; output layout */
 #include "forward.h"
 
-#include "axis.h"
+#include "experts.h"
 #include "numeric.h"
-#include "quantize.h"
 
 typedef struct forward {
     call_plan *plan;
@@ -24,15 +23,29 @@ typedef struct forward {
     plan_pass pass;
     void *output;
 
-    uint8_t *hidden, *hidden_tile, *expert, *mid_operand, *mid_tile;
-    float *mid, *y, *out;
+    uint8_t *hidden, *hidden_tile, *expert, *mid_tile;
+    float *y, *out;
 } forward;
 
-enum { PACK_PANELS = 8 };
+enum {
+    BLOCK_PANELS = KERNEL_BLOCK / KERNEL_ROWS, /* gate_up panels of one block of the intermediate */
+    DOWN_ROWS = 2 * KERNEL_ROWS,
+    STORE_COLUMNS = 1024
+};
+
+static size_t pieces(size_t n, size_t of)
+{
+    return (n + of - 1) / of;
+}
+
+static size_t smaller(size_t a, size_t b)
+{
+    return a < b ? a : b;
+}
 
 static size_t pack_items(const pack_layout *l)
 {
-    return (l->gate_up_panels + l->down_panels + PACK_PANELS - 1) / PACK_PANELS;
+    return pieces(l->gate_up_panels, PACK_RUN) + pieces(l->down_panels, PACK_RUN);
 }
 
 /* Terms are numbered through a pass: group g's begin where those of the groups before it end. */
@@ -41,15 +54,12 @@ static size_t place(const forward *f, const plan_group *g)
     return g->first - f->pass.group[0].first;
 }
 
-/* The tiles of a group: as few as their width allows, as even as they come.  A single row is its
- * own tile. */
-static kernel_tiles tiles_of(const forward *f, const plan_group *g, const uint8_t *row,
-                             uint8_t *tile, size_t row_bytes)
+/* The tiles of a group: as few as their width allows, as even as they come. */
+static kernel_tiles tiles_of(const forward *f, const plan_group *g, const uint8_t *tile,
+                             size_t row_bytes)
 {
-    size_t n = (g->count + f->plan->tile_width - 1) / f->plan->tile_width,
-           width = (g->count + n - 1) / n;
-    const uint8_t *x = g->count == 1 ? row : tile + place(f, g) * row_bytes;
-    return (kernel_tiles){x, g->count, width, width * row_bytes};
+    size_t n = pieces(g->count, f->plan->tile_width), width = pieces(g->count, n);
+    return (kernel_tiles){tile + place(f, g) * row_bytes, g->count, width, width * row_bytes};
 }
 
 static const plan_term *term_of(const forward *f, const plan_group *g)
@@ -57,16 +67,18 @@ static const plan_term *term_of(const forward *f, const plan_group *g)
     return f->plan->term + g->first;
 }
 
+/* A single hidden row is its own tile. */
 static kernel_tiles hidden_tiles(const forward *f, const plan_group *g)
 {
     size_t bytes = f->plan->scratch.hidden_row;
-    return tiles_of(f, g, f->hidden + term_of(f, g)->token * bytes, f->hidden_tile, bytes);
+    kernel_tiles tiles = tiles_of(f, g, f->hidden_tile, bytes);
+    if (g->count == 1) tiles.x = f->hidden + term_of(f, g)->token * bytes;
+    return tiles;
 }
 
 static kernel_tiles mid_tiles(const forward *f, const plan_group *g)
 {
-    size_t bytes = f->plan->scratch.mid_operand_row;
-    return tiles_of(f, g, f->mid_operand + place(f, g) * bytes, f->mid_tile, bytes);
+    return tiles_of(f, g, f->mid_tile, f->plan->scratch.mid_row);
 }
 
 /* The group that term n of the pass belongs to. */
@@ -82,68 +94,45 @@ static uint8_t *packed(const forward *f, const plan_group *g)
     return f->expert + g->slot * f->l->bytes;
 }
 
+static kernel_panel gate_up_panel(const forward *f, const plan_group *g, size_t panel)
+{
+    if (f->p->experts != NULL) return experts_gate_up(f->p->experts, g->expert, panel);
+    return pack_gate_up_panel(f->l, packed(f, g), panel);
+}
+
+static kernel_panel down_panel(const forward *f, const plan_group *g, size_t panel)
+{
+    if (f->p->experts != NULL) return experts_down(f->p->experts, g->expert, panel);
+    return pack_down_panel(f->l, packed(f, g), panel, g->mid_k);
+}
+
 /* ---- the phases: each is one loop over independent items ------------------------------------- */
 
 static void hidden_row(void *arg, size_t t)
 {
     forward *f = arg;
-    quantize_hidden(f->p, f->plan->hidden_operand, t, f->l->hidden_k,
+    quantize_hidden(f->p, f->kernels, f->plan->hidden, t, f->l->hidden_k,
                     (uint32_t *)(void *)(f->hidden + t * f->plan->scratch.hidden_row));
 }
 
-/* Item: PACK_PANELS neighbouring panels of one packed expert of the pass, which share cache
- * lines of the source. */
+/* Item: a run of neighbouring panels of one expert of the pass. */
 static void pack_panels(void *arg, size_t i)
 {
     forward *f = arg;
     const pack_layout *l = f->l;
-    size_t items = pack_items(l), first = i % items * PACK_PANELS, end = first + PACK_PANELS;
+    const pack_source *s = &f->p->source;
     const plan_group *g = f->pass.group;
+    size_t items = pack_items(l), down = pieces(l->gate_up_panels, PACK_RUN), run = i % items;
     while (g->slot != i / items) g++;
-    for (size_t panel = first; panel < end && panel < l->gate_up_panels + l->down_panels; panel++)
-        if (panel >= l->gate_up_panels)
-            pack_down(f->p, l, g->expert, panel - l->gate_up_panels, g->mid_k, packed(f, g));
-        else if (panel * KERNEL_ROWS < g->mid_k)
-            pack_gate_up(f->p, l, g->expert, panel, packed(f, g));
-}
-
-/* Pad lanes see no hidden value: their sums are +0 even where hidden is infinite, so that their
- * m is what the same kernel makes of no terms at all, the same for every token. */
-static void fill_pads(const forward *f, size_t panel, const kernel_gate_up *a)
-{
-    uint32_t pads = pack_pad_rows(f->p, panel);
-    if (pads == 0) return;
-    float mid[KERNEL_ROWS];
-    kernel_gate_up none = *a;
-    none.k = 0;
-    none.tiles.tokens = 1;
-    none.mid = mid;
-    f->kernels->gate_up[f->p->gate_up][f->plan->hidden_operand](&none);
-    for (size_t t = 0; t < a->tiles.tokens; t++)
-        for (size_t r = 0; r < KERNEL_ROWS; r++)
-            if (pads >> r & 1) a->mid[t * a->mid_stride + r] = mid[r];
-}
-
-/* mid[term][rows of the panel] for one group and panel. */
-static void gate_up_panel(void *arg, size_t i)
-{
-    forward *f = arg;
-    const plan_group *g = &f->pass.group[i / f->l->gate_up_panels];
-    size_t panel = i % f->l->gate_up_panels, first = place(f, g);
-    if (panel * KERNEL_ROWS >= g->mid_k) return;
-    const uint8_t *w = packed(f, g) + panel * f->l->gate_up_bytes;
-    kernel_gate_up a = {
-        .panel = w,
-        .k = f->l->hidden_k,
-        .tiles = hidden_tiles(f, g),
-        .gate = pack_gate_rows(f->p, f->l, w),
-        .up = pack_up_rows(f->p, f->l, w),
-        .point = &f->p->point,
-        .mid = f->mid + first * f->plan->scratch.mid_row + panel * KERNEL_ROWS,
-        .mid_stride = f->plan->scratch.mid_row,
-    };
-    f->kernels->gate_up[f->p->gate_up][f->plan->hidden_operand](&a);
-    fill_pads(f, panel, &a);
+    if (run >= down) {
+        size_t first = (run - down) * PACK_RUN;
+        pack_down(s, l, g->expert, first, smaller(l->down_panels - first, PACK_RUN), g->mid_k,
+                  packed(f, g));
+    } else {
+        size_t first = run * PACK_RUN, end = pieces(g->mid_k, KERNEL_ROWS);
+        if (first < end)
+            pack_gate_up(s, l, g->expert, first, smaller(end - first, PACK_RUN), packed(f, g));
+    }
 }
 
 /* Item: one term of the pass.  The first of each tile interleaves the hidden rows of all. */
@@ -155,100 +144,150 @@ static void hidden_tile(void *arg, size_t n)
     size_t t = n - place(f, g), bytes = f->plan->scratch.hidden_row;
     if (g->count == 1 || t % tiles.width != 0) return;
     const uint32_t *rows[KERNEL_WIDTH];
-    size_t width = g->count - t < tiles.width ? g->count - t : tiles.width;
+    size_t width = smaller(g->count - t, tiles.width);
     for (size_t i = 0; i < width; i++)
         rows[i] = (const uint32_t *)(const void *)(f->hidden + term_of(f, g)[t + i].token * bytes);
-    quantize_tile(rows, width, quantize_words(f->plan->hidden_operand, f->l->hidden_k),
+    quantize_tile(rows, width, quantize_words(f->plan->hidden.operand, f->l->hidden_k),
                   (uint32_t *)(void *)(f->hidden_tile + n * bytes));
 }
 
-/* Item: one term of the pass.  The first of each tile makes operand rows of the intermediate
- * rows of all and interleaves them. */
-static void mid_tile(void *arg, size_t n)
+/* Rows of a panel that no hidden value may reach.  Pad lanes have sums of +0 even where hidden is
+ * infinite: their m is what the same kernel makes of no terms at all, the same for every token.
+ * A row past I, that pads k to even, is +0. */
+static void fill_pads(const forward *f, size_t panel, const kernel_gate_up *a)
 {
-    forward *f = arg;
-    const plan_scratch *s = &f->plan->scratch;
-    const plan_group *g = group_of(f, n);
-    kernel_tiles tiles = mid_tiles(f, g);
-    size_t t = n - place(f, g), bytes = s->mid_operand_row;
-    if (t % tiles.width != 0) return;
-    const uint32_t *rows[KERNEL_WIDTH];
-    size_t width = g->count - t < tiles.width ? g->count - t : tiles.width;
-    for (size_t i = 0; i < width; i++) {
-        uint32_t *row = (uint32_t *)(void *)(f->mid_operand + (n + i) * bytes);
-        quantize_mid(f->p, f->plan->mid_operand, f->mid + (n + i) * s->mid_row, g->mid_k, row);
-        rows[i] = row;
+    uint32_t pads = pack_pad_rows(&f->p->axis, panel);
+    size_t first = panel * KERNEL_ROWS;
+    float mid[KERNEL_ROWS] = {0};
+    if (!f->p->mx)
+        pads = first + KERNEL_ROWS > f->p->axis.I ? 0xFFFFu << (f->p->axis.I - first) & 0xFFFFu : 0;
+    if (pads == 0) return;
+    if (f->p->mx) {
+        kernel_gate_up none = *a;
+        none.panel.k = 0;
+        none.tiles.tokens = 1;
+        none.mid = mid;
+        f->kernels->gate_up[a->panel.format][f->plan->hidden.operand](&none);
     }
-    if (g->count > 1)
-        quantize_tile(rows, width, quantize_words(f->plan->mid_operand, g->mid_k),
-                      (uint32_t *)(void *)(f->mid_tile + n * bytes));
+    for (size_t t = 0; t < a->tiles.tokens; t++)
+        for (size_t r = 0; r < KERNEL_ROWS; r++)
+            if (pads >> r & 1) a->mid[t * a->mid_stride + r] = mid[r];
 }
 
-/* y[term's row][rows of the panel] for one group and panel. */
-static void down_panel(void *arg, size_t i)
+/* The operands of block `block` of a group's intermediate rows. */
+static void quantize_mid(const forward *f, const plan_group *g, size_t block, const float *mid)
+{
+    kernel_tiles tiles = mid_tiles(f, g);
+    uint8_t *tile = f->mid_tile + (size_t)(tiles.x - f->mid_tile);
+    for (size_t t = 0; t < g->count; t += tiles.width, tile += tiles.tile_bytes) {
+        size_t width = smaller(g->count - t, tiles.width);
+        kernel_quantize a = {
+            .v = mid + t * KERNEL_BLOCK,
+            .stride = KERNEL_BLOCK,
+            .tokens = width,
+            .terms = smaller(g->mid_k - block * KERNEL_BLOCK, KERNEL_BLOCK),
+            .block = block,
+            .k = g->mid_k,
+            .tile = (uint32_t *)(void *)tile,
+            .width = width,
+        };
+        f->kernels->quantize(&a, f->plan->mid.rounding, f->plan->mid.operand);
+    }
+}
+
+/* Item: one block of the intermediate of one group, from its panels to operands. */
+static void gate_up_block(void *arg, size_t i)
+{
+    forward *f = arg;
+    size_t blocks = pieces(f->l->gate_up_panels, BLOCK_PANELS), block = i % blocks;
+    const plan_group *g = &f->pass.group[i / blocks];
+    float mid[KERNEL_TOKENS][KERNEL_BLOCK];
+    if (block * KERNEL_BLOCK >= g->mid_k) return;
+    for (size_t n = 0; n < BLOCK_PANELS; n++) {
+        size_t panel = block * BLOCK_PANELS + n;
+        if (panel * KERNEL_ROWS >= g->mid_k) break;
+        kernel_gate_up a = {
+            .panel = gate_up_panel(f, g, panel),
+            .tiles = hidden_tiles(f, g),
+            .point = &f->p->point,
+            .mid = &mid[0][n * KERNEL_ROWS],
+            .mid_stride = KERNEL_BLOCK,
+        };
+        f->kernels->gate_up[a.panel.format][f->plan->hidden.operand](&a);
+        fill_pads(f, panel, &a);
+    }
+    quantize_mid(f, g, block, mid[0]);
+}
+
+/* Item: y[term's row][rows of the panel] for one group and panel. */
+static void down_rows(void *arg, size_t i)
 {
     forward *f = arg;
     const plan_scratch *s = &f->plan->scratch;
     const plan_group *g = &f->pass.group[i / f->l->down_panels];
     size_t panel = i % f->l->down_panels;
-    const uint8_t *w = packed(f, g) + f->l->down_at + panel * f->l->down_bytes;
-    float rows[KERNEL_TOKENS][KERNEL_ROWS];
+    float rows[KERNEL_TOKENS][DOWN_ROWS];
     kernel_down a = {
-        .panel = w,
-        .k = g->mid_k,
+        .panel = down_panel(f, g, panel),
         .tiles = mid_tiles(f, g),
-        .down = pack_down_rows(f->p, f->l, w),
         .y = rows[0],
-        .y_stride = KERNEL_ROWS,
+        .y_stride = DOWN_ROWS,
     };
-    f->kernels->down[f->p->down][f->plan->mid_operand](&a);
+    f->kernels->down[a.panel.format][f->plan->mid.operand](&a);
     for (size_t n = 0; n < g->count; n++)
-        memcpy(f->y + f->plan->term[g->first + n].row * s->y_row + panel * KERNEL_ROWS, rows[n],
-               sizeof rows[n]);
+        memcpy(f->y + term_of(f, g)[n].row * s->y_row + panel * DOWN_ROWS, rows[n],
+               a.panel.halves * KERNEL_ROWS * sizeof(float));
 }
 
-/* out = fma(a, y, out); without scaling out + y. */
-static void add_term(const problem *p, float a, const float *y, float *out, size_t n)
-{
-    for (size_t h = 0; h < n; h++) out[h] = p->scaled ? fmaf(a, y[h], out[h]) : out[h] + y[h];
-}
-
-/* All-expert: adds the pass's y rows of one panel of H to their tokens' sums.  Terms ascend by
- * expert, as the sum must. */
-static void add_pass_panel(void *arg, size_t panel)
+/* All-expert, item: the pass's y rows of one range of columns added to their tokens' sums.  Terms
+ * ascend by expert, as the sum must. */
+static void add_pass(void *arg, size_t i)
 {
     forward *f = arg;
-    size_t stride = f->plan->scratch.y_row, at = panel * KERNEL_ROWS;
+    size_t stride = f->plan->scratch.y_row, at = i * STORE_COLUMNS;
     const plan_term *term = f->plan->term + f->pass.group[0].first;
-    for (size_t n = 0; n < f->pass.terms; n++)
-        add_term(f->p, term[n].affinity, f->y + term[n].row * stride + at,
-                 f->out + term[n].token * stride + at, KERNEL_ROWS);
+    for (size_t n = 0; n < f->pass.terms; n++) {
+        const float *y = f->y + term[n].row * stride + at;
+        kernel_reduce a = {&y, f->p->scaled ? &term[n].affinity : NULL, 1,
+                           smaller(f->p->axis.H - at, STORE_COLUMNS),
+                           f->out + term[n].token * stride + at};
+        f->kernels->reduce(&a);
+    }
 }
 
-/* Selective: adds the y rows of a token's slots. */
-static void add_slots(const forward *f, size_t t, float *out)
+/* Selective: adds the y rows of a token's slots, n columns from `at` on. */
+static void add_slots(const forward *f, size_t t, size_t at, size_t n, float *out)
 {
+    enum { SLOTS = 16 };
     const problem *p = f->p;
-    size_t expert;
-    float affinity;
-    for (size_t k = 0; k < p->K; k++)
-        if (plan_slot(p, t, k, &expert, &affinity))
-            add_term(p, affinity, f->y + (t * p->K + k) * f->plan->scratch.y_row, out, p->H);
+    const float *y[SLOTS];
+    float affinity[SLOTS];
+    size_t expert, terms = 0;
+    for (size_t k = 0; k < p->K; k++) {
+        y[terms] = f->y + (t * p->K + k) * f->plan->scratch.y_row + at;
+        if (plan_slot(p, t, k, &expert, &affinity[terms])) terms++;
+        if (terms < SLOTS && k + 1 < p->K) continue;
+        kernel_reduce a = {y, p->scaled ? affinity : NULL, terms, n, out};
+        f->kernels->reduce(&a);
+        terms = 0;
+    }
 }
 
-/* Item: one token, its sum finished, rounded and laid out. */
-static void store_row(void *arg, size_t t)
+/* Item: one range of columns of one token, its sum finished, rounded and laid out. */
+static void store_columns(void *arg, size_t i)
 {
     forward *f = arg;
     const problem *p = f->p;
-    float *row = f->out + t * f->plan->scratch.y_row;
-    if (!p->all_expert) add_slots(f, t, row);
-    for (size_t h = 0; h < p->H; h++) {
-        size_t at = axis_row_element(p, p->args->output_in_sbuf, t, h);
+    size_t items = pieces(p->axis.H, STORE_COLUMNS), t = i / items, at = i % items * STORE_COLUMNS;
+    size_t n = smaller(p->axis.H - at, STORE_COLUMNS);
+    float *row = f->out + t * f->plan->scratch.y_row + at;
+    if (!p->all_expert) add_slots(f, t, at, n, row);
+    for (size_t h = 0; h < n; h++) {
+        size_t to = axis_row_element(&p->axis, p->args->output_in_sbuf, p->T, t, at + h);
         if (p->output == MOE_F32)
-            ((float *)f->output)[at] = num_to_f32(row[h]);
+            ((float *)f->output)[to] = num_to_f32(row[h]);
         else
-            ((uint16_t *)f->output)[at] =
+            ((uint16_t *)f->output)[to] =
                 p->output == MOE_BF16 ? num_to_bf16(row[h]) : num_to_f16(row[h]);
     }
 }
@@ -258,18 +297,21 @@ static void store_row(void *arg, size_t t)
 static void run_pass(forward *f)
 {
     const pack_layout *l = f->l;
-    threads_loop(f->pool, f->pass.slots * pack_items(l), pack_panels, f);
+    const size_t blocks = pieces(l->gate_up_panels, BLOCK_PANELS);
+    if (f->p->experts == NULL)
+        threads_loop(f->pool, f->pass.slots * pack_items(l), pack_panels, f);
     threads_loop(f->pool, f->pass.terms, hidden_tile, f);
-    threads_loop(f->pool, f->pass.groups * l->gate_up_panels, gate_up_panel, f);
-    threads_loop(f->pool, f->pass.terms, mid_tile, f);
-    threads_loop(f->pool, f->pass.groups * l->down_panels, down_panel, f);
-    if (f->p->all_expert) threads_loop(f->pool, l->down_panels, add_pass_panel, f);
+    threads_loop(f->pool, f->pass.groups * blocks, gate_up_block, f);
+    threads_loop(f->pool, f->pass.groups * l->down_panels, down_rows, f);
+    if (f->p->all_expert)
+        threads_loop(f->pool, pieces(f->p->axis.H, STORE_COLUMNS), add_pass, f);
 }
 
 void forward_run(call_plan *plan, const kernel_table *kernels, threads *pool, uint8_t *scratch,
                  void *output)
 {
     const plan_scratch *s = &plan->scratch;
+    const size_t columns = pieces(plan->p->axis.H, STORE_COLUMNS);
     forward f = {
         .plan = plan,
         .p = plan->p,
@@ -280,9 +322,7 @@ void forward_run(call_plan *plan, const kernel_table *kernels, threads *pool, ui
         .hidden = scratch + s->hidden,
         .expert = scratch + s->expert,
         .hidden_tile = scratch + s->hidden_tile,
-        .mid_operand = scratch + s->mid_operand,
         .mid_tile = scratch + s->mid_tile,
-        .mid = (float *)(void *)(scratch + s->mid),
         .y = (float *)(void *)(scratch + s->y),
         .out = (float *)(void *)(scratch + s->out),
     };
@@ -290,5 +330,5 @@ void forward_run(call_plan *plan, const kernel_table *kernels, threads *pool, ui
     memset(f.out, 0, plan->p->T * s->y_row * sizeof(float));
     threads_loop(pool, plan->p->T, hidden_row, &f);
     for (size_t next = 0; plan_next(plan, &next, &f.pass);) run_pass(&f);
-    threads_loop(pool, plan->p->T, store_row, &f);
+    threads_loop(pool, plan->p->T * columns, store_columns, &f);
 }

@@ -3,148 +3,349 @@
  * (src/isa/vec_*.h).
  *
  * Included by src/isa/<isa>.c after its vocabulary.  A vec holds KERNEL_ROWS f32, one for each
- * output row of a panel, so that a sum over k is never split: every width of register gives the
- * same bits.  The loops:
+ * output row of half a panel, so that a sum over k is never split: every width of register gives
+ * the same bits.  The loops:
  *
- *     for each chunk of 32 k
- *         for gate, up (or down)
- *             widen the chunk's weights to lines of pairs (2j, 2j+1), once for all tokens
- *             for each tile of tokens
- *                 16 steps: one line of weights, a broadcast operand for each token of the tile
- *                 MX: scale the chunk's dot into the sum;  plain: carry it on, to 512 k
+ *     for each span of 512 k of the panel
+ *         for each tile of tokens                       (one instance for each width of tile)
+ *             for each unit of lines                    (prefetched AHEAD bytes before)
+ *                 for each pair of k: decode a line of weights of both halves, in registers
+ *                     for each token: one broadcast operand, a dot with each half
+ *             MX: every 32 k the scales take the dots into the sums;  plain: once a span
+ *
+ * Weights are decoded in registers for each tile: a tile of some tokens hides it behind its dots,
+ * and no buffer lies between (docs/performance.md).
  *
  * Vocabulary: vec, line (64 bytes), ivec (16 int32) and the v_, l_, i_ words used below;
- * VEC_WIDTH, the widest tile whose accumulators stay in registers; VEC_BF16 where the word for
+ * VEC_WIDTH, the widest tile; VEC_BOTH, the widest for which the sums of both halves stay in
+ * registers: wider ones take the halves one after the other; VEC_BF16 where the word for
  * OPERAND_BF16 exists. */
 #include "kernel.h"
 #include "numeric.h"
+#include "quantize_block.h"
 
 #define INLINE static inline __attribute__((always_inline))
 
-enum {
-    CHUNK = KERNEL_BLOCK,
-    CHUNK_PAIRS = CHUNK / 2,
-    AHEAD = 4096 /* bytes that the panel is prefetched ahead: docs/performance.md */
-};
+#ifndef VEC_AHEAD
+#define VEC_AHEAD 4096 /* bytes that a panel is prefetched ahead: docs/performance.md */
+#endif
 
-/* The sums of a panel and, for plain weights, the dot of the block of 512 that is under way:
- * [matrix][token]. */
-typedef struct panel_state {
-    float sum[2][KERNEL_TOKENS][KERNEL_ROWS];
-    float acc[2][KERNEL_TOKENS][KERNEL_ROWS];
-} panel_state;
+/* The sums of a panel, [half][token][row]. */
+typedef float panel_sums[2][KERNEL_TOKENS][KERNEL_ROWS];
 
-/* The weights of one matrix in a chunk: lines `stride` bytes apart, in the form of a format. */
-typedef struct chunk {
-    const uint8_t *lines;
-    size_t stride, pairs;
-} chunk;
+/* Terms [first, end) of a panel's k and the lines that hold them. */
+typedef struct span {
+    const kernel_panel *panel;
+    const uint8_t *lines;  /* of half 0, term first */
+    size_t stride, second; /* bytes from line to line of a half; from half 0 to half 1, 0 if none */
+    size_t first, end;
+    const kernel_bf12_escape *escapes; /* bf12: of the span's first chunk */
+} span;
 
-/* ---- weights --------------------------------------------------------------------------------- */
+/* ---- units of weights: the lines that are decoded together ----------------------------------- */
 
-/* Line j (terms 2j and 2j+1 of every row) of a chunk as pairs of bf16. */
-INLINE line pair_line(const chunk *w, size_t j, kernel_format f)
+INLINE size_t unit_pairs(kernel_format f)
+{
+    return f == FORMAT_MXFP4 || f == FORMAT_BF12                                     ? 4
+           : f == FORMAT_E4M3_IEEE || f == FORMAT_E4M3FN || f == FORMAT_MXFP8 ? 2
+                                                                                     : 1;
+}
+
+INLINE size_t unit_lines(kernel_format f)
+{
+    return f == FORMAT_BF12 ? 3 : f == FORMAT_F32 ? 2 : 1;
+}
+
+typedef struct unit {
+    const uint8_t *at;
+    line a, b, c;
+} unit;
+
+INLINE unit unit_load(const uint8_t *at, size_t stride, kernel_format f)
+{
+    unit u;
+    u.at = at;
+    switch (f) {
+    case FORMAT_F32:
+    case FORMAT_F16: break;
+    case FORMAT_E4M3_IEEE: l_e4m3(l_load(at), 1, &u.a, &u.b); break;
+    case FORMAT_E4M3FN:
+    case FORMAT_MXFP8: l_e4m3(l_load(at), 0, &u.a, &u.b); break;
+    case FORMAT_BF12: u.c = l_load(at + 2 * stride); u.b = l_load(at + stride); /* fall through */
+    default: u.a = l_load(at);
+    }
+    return u;
+}
+
+/* Pair j (terms 2j and 2j+1 of every row) of a unit as bf16. */
+INLINE line unit_pair(const unit *u, size_t j, kernel_format f, const l_table *table)
 {
     switch (f) {
-    case FORMAT_BF16: return l_load(w->lines + j * w->stride);
-    case FORMAT_MXFP4: return l_e2m1(l_load(w->lines + j / 4 * w->stride), (int)(j % 4));
-    case FORMAT_E4M3_IEEE: return l_e4m3(l_load(w->lines + j / 2 * w->stride), (int)(j % 2), 1);
-    default: return l_e4m3(l_load(w->lines + j / 2 * w->stride), (int)(j % 2), 0);
+    case FORMAT_BF16: return u->a;
+    case FORMAT_MXFP4: return l_e2m1(u->a, (int)j);
+    case FORMAT_BF12: return l_bf12(u->a, j < 2 ? u->b : u->c, (int)j, table);
+    default: return l_e4m3_pair(u->a, u->b, (int)j);
     }
 }
 
 /* The same as two vectors of f32, any format. */
-INLINE void pair_f32(const chunk *w, size_t j, kernel_format f, vec *even, vec *odd)
+INLINE void unit_f32(const unit *u, size_t j, size_t stride, kernel_format f, const l_table *table,
+                     vec *even, vec *odd)
 {
     if (f == FORMAT_F32) {
-        *even = v_load((const float *)(const void *)(w->lines + 2 * j * w->stride));
-        *odd = v_load((const float *)(const void *)(w->lines + (2 * j + 1) * w->stride));
+        *even = v_load((const float *)(const void *)u->at);
+        *odd = v_load((const float *)(const void *)(u->at + stride));
     } else if (f == FORMAT_F16) {
-        v_from_f16(l_load(w->lines + j * w->stride), even, odd);
+        *even = v_from_f16(u->at);
+        *odd = v_from_f16(u->at + KERNEL_LINE / 2);
     } else {
-        line pair = pair_line(w, j, f);
+        line pair = unit_pair(u, j, f, table);
         *even = v_even(pair);
         *odd = v_odd(pair);
     }
 }
 
-/* ---- the dot of a chunk and a tile ----------------------------------------------------------- */
+/* ---- dots ------------------------------------------------------------------------------------ */
 
-/* acc[t] = fma(x[2j], w[2j], fma(x[2j+1], w[2j+1], acc[t])) for pair j of the chunk; x: the
- * tile's words of the chunk. */
-INLINE void dot_pair(const chunk *w, size_t j, const uint8_t *x, size_t width, kernel_format f,
-                     kernel_operand o, vec *acc)
+/* acc[half][t] = fma(x[2j], w[2j], fma(x[2j+1], w[2j+1], acc[half][t])) for the first `pairs`
+ * pairs j of a unit; x: the tile's words of its first pair. */
+INLINE void dot_unit(const uint8_t *at, const span *s, size_t pairs, const uint8_t *x, size_t width,
+                     size_t halves, kernel_format f, kernel_operand o, const l_table *table,
+                     vec acc[2][KERNEL_WIDTH])
 {
+    unit u[2];
+    for (size_t m = 0; m < halves; m++) u[m] = unit_load(at + m * s->second, s->stride, f);
+    for (size_t j = 0; j < unit_pairs(f); j++) {
+        if (j >= pairs) break;
 #ifdef VEC_BF16
-    if (o == OPERAND_BF16) {
-        line pair = pair_line(w, j, f);
-        for (size_t t = 0; t < width; t++)
-            acc[t] = v_dot_bf16(acc[t], pair, x + (j * width + t) * sizeof(uint32_t));
-        return;
-    }
+        if (o == OPERAND_BF16) {
+            line w[2];
+            for (size_t m = 0; m < halves; m++) w[m] = unit_pair(&u[m], j, f, table);
+            for (size_t t = 0; t < width; t++) {
+                line pair = l_word(x + (j * width + t) * sizeof(uint32_t));
+                for (size_t m = 0; m < halves; m++) acc[m][t] = v_dot_bf16(acc[m][t], w[m], pair);
+            }
+            continue;
+        }
 #endif
-    const float *xf = (const float *)(const void *)x + 2 * j * width;
-    vec even, odd;
-    pair_f32(w, j, f, &even, &odd);
-    for (size_t t = 0; t < width; t++) {
-        acc[t] = v_fma(v_set1(xf[width + t]), odd, acc[t]);
-        acc[t] = v_fma(v_set1(xf[t]), even, acc[t]);
+        const float *xf = (const float *)(const void *)x + 2 * j * width;
+        vec even[2], odd[2];
+        for (size_t m = 0; m < halves; m++)
+            unit_f32(&u[m], j, s->stride, f, table, &even[m], &odd[m]);
+        for (size_t t = 0; t < width; t++) {
+            vec x1 = v_set1(xf[width + t]), x0 = v_set1(xf[t]);
+            for (size_t m = 0; m < halves; m++) {
+                acc[m][t] = v_fma(x1, odd[m], acc[m][t]);
+                acc[m][t] = v_fma(x0, even[m], acc[m][t]);
+            }
+        }
     }
     (void)o;
 }
 
-/* All pairs of the chunk, four at a time, which is the most that a line holds: places in a line
- * are then constants. */
-INLINE void dot(const chunk *w, const uint8_t *x, size_t width, kernel_format f, kernel_operand o,
-                vec *acc)
+INLINE size_t pair_bytes(size_t width, kernel_operand o)
 {
-    size_t j = 0, pairs = w->pairs;
-    if (pairs > CHUNK_PAIRS) __builtin_unreachable();
-    for (; j + 4 <= pairs; j += 4) {
-        dot_pair(w, j, x, width, f, o, acc);
-        dot_pair(w, j + 1, x, width, f, o, acc);
-        dot_pair(w, j + 2, x, width, f, o, acc);
-        dot_pair(w, j + 3, x, width, f, o, acc);
-    }
-    for (; j < pairs; j++) dot_pair(w, j, x, width, f, o, acc);
+    return width * (o == OPERAND_BF16 ? 1 : 2) * sizeof(uint32_t);
 }
 
-/* How a chunk's dot goes on: into the sum by the block's scales (MX), or from and to the block
- * of 512 (plain). */
-typedef struct chunk_end {
-    float (*sum)[KERNEL_ROWS]; /* [token of the tile] */
-    float (*acc)[KERNEL_ROWS];
-    const uint8_t *scale; /* MX: a byte for each row; plain: NULL */
-    int first, last;      /* plain: the chunk begins, ends a block of 512 */
-} chunk_end;
-
-INLINE void tile(const chunk *w, const uint8_t *x, size_t width, kernel_format f, kernel_operand o,
-                 const chunk_end *end)
+/* All pairs of `terms` terms whose lines begin at `at`. */
+INLINE void dot_terms(const uint8_t *at, const span *s, size_t terms, const uint8_t *x,
+                      size_t width, size_t halves, kernel_format f, kernel_operand o,
+                      const l_table *table, vec acc[2][KERNEL_WIDTH])
 {
-    vec acc[KERNEL_WIDTH];
-    for (size_t t = 0; t < width; t++)
-        acc[t] = end->scale != NULL || end->first ? v_zero() : v_load(end->acc[t]);
-    dot(w, x, width, f, o, acc);
-    if (end->scale != NULL) {
-        vec power = v_e8m0(end->scale);
-        if (l_has_zero(end->scale))
-            for (size_t t = 0; t < width; t++) acc[t] = v_mul(acc[t], v_e8m0_low(end->scale));
+    const size_t lines = unit_lines(f), per = unit_pairs(f);
+    size_t pairs = terms / 2;
+    for (; pairs >= per; pairs -= per) {
+        for (size_t i = 0; i < lines; i++) {
+            l_prefetch(at + VEC_AHEAD + i * s->stride);
+            l_prefetch(at + VEC_AHEAD + i * s->stride + KERNEL_LINE);
+        }
+        dot_unit(at, s, per, x, width, halves, f, o, table, acc);
+        at += lines * s->stride;
+        x += per * pair_bytes(width, o);
+    }
+    if (per > 1 && pairs > 0) dot_unit(at, s, pairs, x, width, halves, f, o, table, acc);
+}
+
+/* ---- bf12: chunks with escapes --------------------------------------------------------------- */
+
+/* The chunk's lines as those of a bf16 panel, escapes in their places. */
+static void bf12_patch(const uint8_t *at, const span *s, size_t terms,
+                       const kernel_bf12_escape *escapes, size_t count, const l_table *table,
+                       uint8_t *wide)
+{
+    for (size_t j = 0; j < terms / 2; j++)
+        for (size_t m = 0; m < 2; m++) {
+            unit u = unit_load(at + j / 4 * 3 * s->stride + m * s->second, s->stride, FORMAT_BF12);
+            line pair = j % 4 == 0   ? unit_pair(&u, 0, FORMAT_BF12, table)
+                        : j % 4 == 1 ? unit_pair(&u, 1, FORMAT_BF12, table)
+                        : j % 4 == 2 ? unit_pair(&u, 2, FORMAT_BF12, table)
+                                     : unit_pair(&u, 3, FORMAT_BF12, table);
+            l_store(wide + (2 * j + m) * KERNEL_LINE, pair);
+        }
+    for (size_t i = 0; i < count; i++) {
+        size_t row = escapes[i].place % KERNEL_ROWS, k = escapes[i].place / KERNEL_ROWS;
+        size_t m = k / KERNEL_BLOCK, at_line = 2 * (k % KERNEL_BLOCK / 2) + m;
+        memcpy(wide + at_line * KERNEL_LINE + 4 * row + 2 * (k % 2), &escapes[i].value,
+               sizeof escapes[i].value);
+    }
+}
+
+INLINE void dot_bf12(const span *s, size_t m, const uint8_t *x, size_t width, size_t halves,
+                     kernel_operand o, vec acc[2][KERNEL_WIDTH])
+{
+    const kernel_bf12_head *head = (const kernel_bf12_head *)(const void *)s->panel->stream;
+    const uint8_t *counts = s->panel->stream + sizeof *head + s->first / KERNEL_BLOCK;
+    const uint8_t *at = s->lines;
+    const kernel_bf12_escape *escapes = s->escapes;
+    const l_table table = l_bf12_table(head->exponent);
+    for (size_t k = s->first; k < s->end; k += KERNEL_BLOCK, counts++) {
+        size_t terms = s->end - k < KERNEL_BLOCK ? s->end - k : KERNEL_BLOCK;
+        if (__builtin_expect(*counts != 0, 0)) {
+            uint8_t wide[KERNEL_BLOCK * KERNEL_LINE] __attribute__((aligned(KERNEL_ALIGN)));
+            const span ready = {s->panel, wide, 2 * KERNEL_LINE, KERNEL_LINE, 0, 0, NULL};
+            bf12_patch(at, s, terms, escapes, *counts, &table, wide);
+            dot_terms(wide + m * KERNEL_LINE, &ready, terms, x, width, halves, FORMAT_BF16, o,
+                      NULL, acc);
+            escapes += *counts;
+        } else {
+            dot_terms(at + m * s->second, s, terms, x, width, halves, FORMAT_BF12, o, &table, acc);
+        }
+        at += KERNEL_BLOCK / 8 * 3 * s->stride;
+        x += KERNEL_BLOCK / 2 * pair_bytes(width, o);
+    }
+}
+
+/* ---- a tile and a span ----------------------------------------------------------------------- */
+
+/* Sums of a tile, [half][token][row]: sum + half * KERNEL_TOKENS + token. */
+typedef float (*tile_sums)[KERNEL_ROWS];
+
+/* Plain weights: a span is one block of 512, its dot from +0. */
+INLINE void plain_tile(const span *s, size_t m, const uint8_t *x, size_t width, size_t halves,
+                       kernel_format f, kernel_operand o, tile_sums sum)
+{
+    vec acc[2][KERNEL_WIDTH];
+    for (size_t i = 0; i < halves; i++)
+        for (size_t t = 0; t < width; t++) acc[i][t] = v_zero();
+    if (f == FORMAT_BF12)
+        dot_bf12(s, m, x, width, halves, o, acc);
+    else
+        dot_terms(s->lines + m * s->second, s, s->end - s->first, x, width, halves, f, o, NULL,
+                  acc);
+    for (size_t i = 0; i < halves; i++)
+        for (size_t t = 0; t < width; t++) {
+            float *at = sum[(m + i) * KERNEL_TOKENS + t];
+            v_store(at, v_add(v_load(at), acc[i][t]));
+        }
+}
+
+/* The scale bytes of block n, half m, and whether one of its group is 0 or 255. */
+INLINE const uint8_t *block_scale(const kernel_panel *p, kernel_format f, size_t n, int *special)
+{
+    const uint8_t *scale = p->stream + kernel_scale_at(f, p->halves, n);
+    *special = l_has_special(
+        l_load(p->stream + kernel_scale_at(f, p->halves, n - n % kernel_group(p->halves))));
+    return scale;
+}
+
+/* MX weights: the dot of each block of 32 from +0, scaled into the sums by one fma. */
+INLINE void mx_tile(const span *s, size_t m, const uint8_t *x, size_t width, size_t halves,
+                    kernel_format f, kernel_operand o, tile_sums sum)
+{
+    const size_t step = s->second / KERNEL_LINE * KERNEL_ROWS;
+    for (size_t n = s->first / KERNEL_BLOCK; n < s->end / KERNEL_BLOCK; n++) {
+        int special;
+        const uint8_t *scale = block_scale(s->panel, f, n, &special) + m * step;
+        const uint8_t *at = s->panel->stream + kernel_block_at(f, s->panel->halves, n);
+        vec acc[2][KERNEL_WIDTH];
+        for (size_t i = 0; i < halves; i++)
+            for (size_t t = 0; t < width; t++) acc[i][t] = v_zero();
+        dot_terms(at + m * s->second, s, KERNEL_BLOCK, x, width, halves, f, o, NULL, acc);
+        for (size_t i = 0; i < halves; i++) {
+            vec power;
+            if (__builtin_expect(special, 0)) {
+                vec low = v_e8m0_low(scale + i * step);
+                for (size_t t = 0; t < width; t++) acc[i][t] = v_mul(acc[i][t], low);
+                power = v_e8m0(scale + i * step);
+            } else {
+                power = v_e8m0_normal(scale + i * step);
+            }
+            for (size_t t = 0; t < width; t++) {
+                float *to = sum[(m + i) * KERNEL_TOKENS + t];
+                v_store(to, v_fma(acc[i][t], power, v_load(to)));
+            }
+        }
+        x += KERNEL_BLOCK / 2 * pair_bytes(width, o);
+    }
+}
+
+/* MXFP4 weights and int8 operands: exact dots of a block as int32, weights taken as 12 + twice
+ * the e2m1 value, which the offset takes back. */
+INLINE void int8_tile(const span *s, size_t m, const uint8_t *tile, size_t width, size_t halves,
+                      tile_sums sum)
+{
+    const kernel_panel *p = s->panel;
+    const size_t step = s->second / KERNEL_LINE * KERNEL_ROWS;
+    const uint32_t *words = (const uint32_t *)(const void *)tile;
+    for (size_t n = s->first / KERNEL_BLOCK; n < s->end / KERNEL_BLOCK; n++) {
+        int special;
+        const uint8_t *scale = block_scale(p, FORMAT_MXFP4, n, &special) + m * step;
+        const uint8_t *at =
+            p->stream + kernel_block_at(FORMAT_MXFP4, p->halves, n) + m * s->second;
+        const uint8_t *x = (const uint8_t *)(words + n * (KERNEL_BLOCK / 4) * width);
+        const uint32_t *half_scale = words + (p->k / 4 + n) * width;
+        const uint32_t *offset = half_scale + p->k / KERNEL_BLOCK * width;
+        ivec acc[2][KERNEL_WIDTH];
         for (size_t t = 0; t < width; t++)
-            v_store(end->sum[t], v_fma(acc[t], power, v_load(end->sum[t])));
-    } else if (end->last) {
-        for (size_t t = 0; t < width; t++) v_store(end->sum[t], v_add(v_load(end->sum[t]), acc[t]));
-    } else {
-        for (size_t t = 0; t < width; t++) v_store(end->acc[t], acc[t]);
+            for (size_t i = 0; i < halves; i++) acc[i][t] = i_set1((int32_t)offset[t]);
+        for (size_t j = 0; j < KERNEL_BLOCK / 8; j++) {
+            line w[2][2]; /* [nibble][half] */
+            l_prefetch(at + VEC_AHEAD);
+            l_prefetch(at + VEC_AHEAD + KERNEL_LINE);
+            for (size_t i = 0; i < halves; i++)
+                l_e2m1_bytes(l_load(at + i * s->second), &w[0][i], &w[1][i]);
+            for (size_t b = 0; b < 2; b++, x += width * sizeof(uint32_t))
+                for (size_t t = 0; t < width; t++) {
+                    line codes = l_word(x + t * sizeof(uint32_t));
+                    for (size_t i = 0; i < halves; i++)
+                        acc[i][t] = i_dot(acc[i][t], w[b][i], codes);
+                }
+            at += s->stride;
+        }
+        for (size_t i = 0; i < halves; i++) {
+            vec power = special ? v_e8m0(scale + i * step) : v_e8m0_normal(scale + i * step);
+            for (size_t t = 0; t < width; t++) {
+                float *to = sum[(m + i) * KERNEL_TOKENS + t];
+                vec half = v_set1(num_float(half_scale[t]));
+                if (__builtin_expect(special, 0)) half = v_mul(half, v_e8m0_low(scale + i * step));
+                v_store(to, v_fma(v_from_int(acc[i][t]), v_mul(half, power), v_load(to)));
+            }
+        }
     }
 }
 
-/* tile() for a width known at run time: an instance for each. */
-typedef void tile_fn(const chunk *w, const uint8_t *x, size_t width, const chunk_end *end);
+INLINE void tile_of_width(const span *s, const uint8_t *tile, size_t width, kernel_format f,
+                          kernel_operand o, tile_sums sum)
+{
+    const uint8_t *x = tile + s->first / 2 * pair_bytes(width, o);
+    const size_t halves = width <= VEC_BOTH ? 2 : 1;
+    for (size_t m = 0; m < 2; m += halves) {
+        if (o == OPERAND_INT8)
+            int8_tile(s, m, tile, width, halves, sum);
+        else if (kernel_is_mx(f))
+            mx_tile(s, m, x, width, halves, f, o, sum);
+        else
+            plain_tile(s, m, x, width, halves, f, o, sum);
+        if (s->second == 0) break;
+    }
+}
 
-#if VEC_WIDTH > 4
+/* A tile for a width known at run time: an instance for each. */
+typedef void tile_fn(const span *s, const uint8_t *tile, size_t width, tile_sums sum);
+
+#if VEC_WIDTH > 6
 #define WIDE_CASES(call)                                                                           \
-    case 5: call(5); break;                                                                        \
-    case 6: call(6); break;                                                                        \
     case 7: call(7); break;                                                                        \
     case 8: call(8); break;                                                                        \
     case 9: call(9); break;                                                                        \
@@ -162,184 +363,90 @@ typedef void tile_fn(const chunk *w, const uint8_t *x, size_t width, const chunk
     case 1: call(1); break;                                                                        \
     case 2: call(2); break;                                                                        \
     case 3: call(3); break;                                                                        \
-    case 4:                                                                                        \
-        call(4);                                                                                   \
+    case 4: call(4); break;                                                                        \
+    case 5: call(5); break;                                                                        \
+    case 6:                                                                                        \
+        call(6);                                                                                   \
         break;                                                                                     \
         WIDE_CASES(call)                                                                           \
     default: __builtin_unreachable();                                                              \
     }
 
 #define TILE(name)                                                                                 \
-    static void tile_##name(const chunk *w, const uint8_t *x, size_t width, const chunk_end *end)  \
+    static void tile_##name(const span *s, const uint8_t *tile, size_t width, tile_sums sum)       \
     {                                                                                              \
         SWITCH_WIDTH(width, TILE_##name)                                                           \
     }
 
-#define TILE_f32(n)  tile(w, x, n, FORMAT_F32, OPERAND_F32, end)
-#define TILE_f16(n)  tile(w, x, n, FORMAT_F16, OPERAND_F32, end)
-#define TILE_wide(n) tile(w, x, n, FORMAT_BF16, OPERAND_F32, end)
-TILE(f32)
+#define TILE_bf16(n)       tile_of_width(s, tile, n, FORMAT_BF16, OPERAND_F32, sum)
+#define TILE_f16(n)        tile_of_width(s, tile, n, FORMAT_F16, OPERAND_F32, sum)
+#define TILE_f32(n)        tile_of_width(s, tile, n, FORMAT_F32, OPERAND_F32, sum)
+#define TILE_e4m3_ieee(n)  tile_of_width(s, tile, n, FORMAT_E4M3_IEEE, OPERAND_F32, sum)
+#define TILE_e4m3fn(n)     tile_of_width(s, tile, n, FORMAT_E4M3FN, OPERAND_F32, sum)
+#define TILE_mxfp8(n)      tile_of_width(s, tile, n, FORMAT_MXFP8, OPERAND_F32, sum)
+#define TILE_mxfp4(n)      tile_of_width(s, tile, n, FORMAT_MXFP4, OPERAND_F32, sum)
+#define TILE_bf12(n)       tile_of_width(s, tile, n, FORMAT_BF12, OPERAND_F32, sum)
+#define TILE_mxfp4_int8(n) tile_of_width(s, tile, n, FORMAT_MXFP4, OPERAND_INT8, sum)
+TILE(bf16)
 TILE(f16)
-TILE(wide)
+TILE(f32)
+TILE(e4m3_ieee)
+TILE(e4m3fn)
+TILE(mxfp8)
+TILE(mxfp4)
+TILE(bf12)
+TILE(mxfp4_int8)
 #ifdef VEC_BF16
-#define TILE_wide_bf16(n) tile(w, x, n, FORMAT_BF16, OPERAND_BF16, end)
-TILE(wide_bf16)
+#define TILE_bf16_bf16(n)      tile_of_width(s, tile, n, FORMAT_BF16, OPERAND_BF16, sum)
+#define TILE_e4m3_ieee_bf16(n) tile_of_width(s, tile, n, FORMAT_E4M3_IEEE, OPERAND_BF16, sum)
+#define TILE_e4m3fn_bf16(n)    tile_of_width(s, tile, n, FORMAT_E4M3FN, OPERAND_BF16, sum)
+#define TILE_mxfp8_bf16(n)     tile_of_width(s, tile, n, FORMAT_MXFP8, OPERAND_BF16, sum)
+#define TILE_mxfp4_bf16(n)     tile_of_width(s, tile, n, FORMAT_MXFP4, OPERAND_BF16, sum)
+#define TILE_bf12_bf16(n)      tile_of_width(s, tile, n, FORMAT_BF12, OPERAND_BF16, sum)
+TILE(bf16_bf16)
+TILE(e4m3_ieee_bf16)
+TILE(e4m3fn_bf16)
+TILE(mxfp8_bf16)
+TILE(mxfp4_bf16)
+TILE(bf12_bf16)
 #endif
-
-INLINE tile_fn *tile_for(kernel_format f, kernel_operand o)
-{
-#ifdef VEC_BF16
-    if (o == OPERAND_BF16) return tile_wide_bf16;
-#endif
-    (void)o;
-    return f == FORMAT_F32 ? tile_f32 : f == FORMAT_F16 ? tile_f16 : tile_wide;
-}
 
 /* ---- a panel --------------------------------------------------------------------------------- */
 
-/* Every tile against one chunk of one matrix.  One or two tokens take the weights from the
- * panel; more share them, widened to bf16 once. */
-INLINE void chunk_tiles(const chunk *w, const kernel_tiles *tiles, size_t word, kernel_format f,
-                        kernel_operand o, chunk_end *end)
+static const kernel_bf12_escape *bf12_escapes(const kernel_panel *p)
 {
-    const uint8_t *x = tiles->x;
-    if (tiles->tokens == 1) {
-        tile(w, x + word * sizeof(uint32_t), 1, f, o, end);
-        return;
-    }
-    if (tiles->tokens == 2) {
-        tile(w, x + word * 2 * sizeof(uint32_t), 2, f, o, end);
-        return;
-    }
-    uint8_t wide[CHUNK_PAIRS * KERNEL_LINE] __attribute__((aligned(KERNEL_ALIGN)));
-    chunk ready = *w;
-    if (f != FORMAT_F16 && f != FORMAT_F32 && f != FORMAT_BF16) {
-        for (size_t j = 0; j < w->pairs; j++) l_store(wide + j * KERNEL_LINE, pair_line(w, j, f));
-        ready = (chunk){wide, KERNEL_LINE, w->pairs};
-    }
-    for (size_t t = 0; t < tiles->tokens; t += tiles->width, x += tiles->tile_bytes) {
-        size_t width = tiles->tokens - t < tiles->width ? tiles->tokens - t : tiles->width;
-        tile_for(f, o)(&ready, x + word * width * sizeof(uint32_t), width, end);
-        end->sum += width;
-        end->acc += width;
-    }
+    const kernel_bf12_head *head = (const kernel_bf12_head *)(const void *)p->stream;
+    return (const kernel_bf12_escape *)(const void *)(p->stream + head->escapes_at);
 }
 
-INLINE void panel_sums(const uint8_t *panel, size_t matrices, size_t k, const kernel_tiles *tiles,
-                       kernel_format f, kernel_operand o, panel_state *s)
+/* Escapes of the chunks of terms [first, end). */
+static size_t bf12_count(const kernel_panel *p, size_t first, size_t end)
 {
-    const int mx = kernel_is_mx(f);
-    const size_t line_k = kernel_line_k(f), words = o == OPERAND_BF16 ? CHUNK / 2 : CHUNK;
-    const size_t per_block = KERNEL_PLAIN / CHUNK;
-    for (size_t m = 0; m < matrices; m++) memset(s->sum[m], 0, tiles->tokens * sizeof s->sum[m][0]);
-    for (size_t c = 0; c * CHUNK < k; c++) {
-        size_t left = k - c * CHUNK, n = left < CHUNK ? left : CHUNK;
-        const uint8_t *lines = panel + (mx ? kernel_block_at(f, matrices, c)
-                                           : c * CHUNK / line_k * matrices * KERNEL_LINE);
-        for (size_t b = 0; b < CHUNK / line_k * matrices; b++)
-            l_prefetch(lines + AHEAD + b * KERNEL_LINE);
-        for (size_t m = 0; m < matrices; m++) {
-            chunk w = {lines + m * KERNEL_LINE, matrices * KERNEL_LINE, mx ? CHUNK_PAIRS : n / 2};
-            chunk_end end = {s->sum[m], s->acc[m], NULL, c % per_block == 0,
-                             left <= CHUNK || c % per_block == per_block - 1};
-            if (mx) end.scale = panel + kernel_scale_at(f, matrices, c) + m * KERNEL_ROWS;
-            chunk_tiles(&w, tiles, c * words, f, o, &end);
+    const uint8_t *counts = p->stream + sizeof(kernel_bf12_head);
+    size_t n = 0;
+    for (size_t c = first / KERNEL_BLOCK; c * KERNEL_BLOCK < end; c++) n += counts[c];
+    return n;
+}
+
+INLINE void panel_run(const kernel_panel *p, const kernel_tiles *tiles, kernel_format f,
+                      tile_fn *run, panel_sums sum)
+{
+    const size_t stride = p->halves * KERNEL_LINE;
+    span s = {p, p->stream, stride, stride - KERNEL_LINE, 0, 0, NULL};
+    if (f == FORMAT_BF12) {
+        s.lines += ((const kernel_bf12_head *)(const void *)p->stream)->lines_at;
+        s.escapes = bf12_escapes(p);
+    }
+    for (size_t m = 0; m < 2; m++) memset(sum[m], 0, tiles->tokens * sizeof sum[m][0]);
+    for (; s.first < p->k; s.first = s.end) {
+        const uint8_t *tile = tiles->x;
+        s.end = p->k - s.first < KERNEL_PLAIN ? p->k : s.first + KERNEL_PLAIN;
+        for (size_t t = 0; t < tiles->tokens; t += tiles->width, tile += tiles->tile_bytes) {
+            size_t width = tiles->tokens - t < tiles->width ? tiles->tokens - t : tiles->width;
+            run(&s, tile, width, &sum[0][t]);
         }
-    }
-}
-
-/* ---- int8 operands, MXFP4 weights ------------------------------------------------------------ */
-
-/* What a block of a tile has beside its codes, [token]: half its scale and -12 times its codes'
- * sum. */
-typedef struct int8_block {
-    const uint8_t *codes;
-    const float *half_scale;
-    const int32_t *offset;
-} int8_block;
-
-INLINE int8_block int8_block_of(const uint8_t *tile, size_t k, size_t c, size_t width)
-{
-    const uint32_t *word = (const uint32_t *)(const void *)tile;
-    const uint32_t *scale = word + (k / 4 + c) * width, *offset = scale + k / CHUNK * width;
-    return (int8_block){(const uint8_t *)(word + c * (CHUNK / 4) * width),
-                        (const float *)(const void *)scale, (const int32_t *)(const void *)offset};
-}
-
-/* The exact dots of a block as int32: weights are taken as 12 + twice the e2m1 value, which the
- * offset takes back.  A chunk's lines are those of the panel, or, ready, bytes in lines of 4 k. */
-INLINE void int8_tile(const chunk *w, int ready, const int8_block *b, size_t width,
-                      const chunk_end *end)
-{
-    ivec acc[KERNEL_WIDTH];
-    for (size_t t = 0; t < width; t++) acc[t] = i_set1(b->offset[t]);
-    for (size_t j = 0; j < CHUNK / 8; j++) {
-        line low, high;
-        if (ready) {
-            low = l_load(w->lines + 2 * j * KERNEL_LINE);
-            high = l_load(w->lines + (2 * j + 1) * KERNEL_LINE);
-        } else {
-            l_e2m1_bytes(l_load(w->lines + j * w->stride), &low, &high);
-        }
-        const uint8_t *x = b->codes + 2 * j * width * sizeof(uint32_t);
-        for (size_t t = 0; t < width; t++) {
-            acc[t] = i_dot(acc[t], low, x + t * sizeof(uint32_t));
-            acc[t] = i_dot(acc[t], high, x + (width + t) * sizeof(uint32_t));
-        }
-    }
-    vec power = v_e8m0(end->scale), low = v_e8m0_low(end->scale);
-    int zero = l_has_zero(end->scale);
-    for (size_t t = 0; t < width; t++) {
-        vec half = v_set1(b->half_scale[t]);
-        vec scale = v_mul(zero ? v_mul(half, low) : half, power);
-        v_store(end->sum[t], v_fma(v_from_int(acc[t]), scale, v_load(end->sum[t])));
-    }
-}
-
-static void int8_tile_ready(const chunk *w, const int8_block *b, size_t width,
-                            const chunk_end *end){
-#define TILE_int8(n) int8_tile(w, 1, b, n, end)
-    SWITCH_WIDTH(width, TILE_int8)}
-
-INLINE void int8_chunk_tiles(const chunk *w, const kernel_tiles *tiles, size_t k, size_t c,
-                             chunk_end *end)
-{
-    const uint8_t *x = tiles->x;
-    if (tiles->tokens == 1) {
-        int8_block b = int8_block_of(x, k, c, 1);
-        int8_tile(w, 0, &b, 1, end);
-        return;
-    }
-    uint8_t wide[CHUNK / 4 * KERNEL_LINE] __attribute__((aligned(KERNEL_ALIGN)));
-    for (size_t j = 0; j < CHUNK / 8; j++) {
-        line low, high;
-        l_e2m1_bytes(l_load(w->lines + j * w->stride), &low, &high);
-        l_store(wide + 2 * j * KERNEL_LINE, low);
-        l_store(wide + (2 * j + 1) * KERNEL_LINE, high);
-    }
-    const chunk ready = {wide, KERNEL_LINE, CHUNK_PAIRS};
-    for (size_t t = 0; t < tiles->tokens; t += tiles->width, x += tiles->tile_bytes) {
-        size_t width = tiles->tokens - t < tiles->width ? tiles->tokens - t : tiles->width;
-        int8_block b = int8_block_of(x, k, c, width);
-        int8_tile_ready(&ready, &b, width, end);
-        end->sum += width;
-    }
-}
-
-INLINE void int8_sums(const uint8_t *panel, size_t matrices, size_t k, const kernel_tiles *tiles,
-                      panel_state *s)
-{
-    for (size_t m = 0; m < matrices; m++) memset(s->sum[m], 0, tiles->tokens * sizeof s->sum[m][0]);
-    for (size_t c = 0; c < k / CHUNK; c++) {
-        const uint8_t *lines = panel + kernel_block_at(FORMAT_MXFP4, matrices, c);
-        const uint8_t *scale = panel + kernel_scale_at(FORMAT_MXFP4, matrices, c);
-        for (size_t b = 0; b < CHUNK / 8 * matrices; b++)
-            l_prefetch(lines + AHEAD + b * KERNEL_LINE);
-        for (size_t m = 0; m < matrices; m++) {
-            chunk w = {lines + m * KERNEL_LINE, matrices * KERNEL_LINE, CHUNK_PAIRS};
-            chunk_end end = {s->sum[m], NULL, scale + m * KERNEL_ROWS, 0, 0};
-            int8_chunk_tiles(&w, tiles, k, c, &end);
-        }
+        if (f == FORMAT_BF12) s.escapes += bf12_count(p, s.first, s.end);
+        s.lines += (s.end - s.first) / (2 * unit_pairs(f)) * unit_lines(f) * stride;
     }
 }
 
@@ -420,70 +527,62 @@ INLINE vec clamp_vec(vec v, float upper, float lower)
     return v_if_gt(v_c(lower), v, v_c(lower), v);
 }
 
-static void finish_gate_up(const kernel_gate_up *a, const panel_state *s)
+static void finish_gate_up(const kernel_gate_up *a, panel_sums sum)
 {
     const kernel_point *p = a->point;
+    const kernel_rows *rows = a->panel.rows;
     for (size_t t = 0; t < a->tiles.tokens; t++) {
-        vec g = clamp_vec(affine_vec(v_load(s->sum[0][t]), &a->gate), p->gate_upper, p->gate_lower);
-        vec u = clamp_vec(affine_vec(v_load(s->sum[1][t]), &a->up), p->up_upper, p->up_lower);
+        vec g = clamp_vec(affine_vec(v_load(sum[0][t]), &rows[0]), p->gate_upper, p->gate_lower);
+        vec u = clamp_vec(affine_vec(v_load(sum[1][t]), &rows[1]), p->up_upper, p->up_lower);
         v_store(a->mid + t * a->mid_stride, v_mul(activate_vec(p, g), v_add(u, v_c(p->up_offset))));
     }
 }
 
-static void finish_down(const kernel_down *a, const panel_state *s)
+static void finish_down(const kernel_down *a, panel_sums sum)
 {
     for (size_t t = 0; t < a->tiles.tokens; t++)
-        v_store(a->y + t * a->y_stride, affine_vec(v_load(s->sum[0][t]), &a->down));
+        for (size_t m = 0; m < a->panel.halves; m++)
+            v_store(a->y + t * a->y_stride + m * KERNEL_ROWS,
+                    affine_vec(v_load(sum[m][t]), &a->panel.rows[m]));
 }
 
 /* ---- the table ------------------------------------------------------------------------------- */
 
-#define KERNEL_PAIR(name, format, operand)                                                         \
+#define KERNEL_PAIR(name, format)                                                                  \
     static void gate_up_##name(const kernel_gate_up *a)                                            \
     {                                                                                              \
-        panel_state s;                                                                             \
-        panel_sums(a->panel, 2, a->k, &a->tiles, format, operand, &s);                             \
-        finish_gate_up(a, &s);                                                                     \
+        panel_sums sum;                                                                            \
+        panel_run(&a->panel, &a->tiles, format, tile_##name, sum);                                 \
+        finish_gate_up(a, sum);                                                                    \
     }                                                                                              \
     static void down_##name(const kernel_down *a)                                                  \
     {                                                                                              \
-        panel_state s;                                                                             \
-        panel_sums(a->panel, 1, a->k, &a->tiles, format, operand, &s);                             \
-        finish_down(a, &s);                                                                        \
+        panel_sums sum;                                                                            \
+        panel_run(&a->panel, &a->tiles, format, tile_##name, sum);                                 \
+        finish_down(a, sum);                                                                       \
     }
 
-KERNEL_PAIR(bf16, FORMAT_BF16, OPERAND_F32)
-KERNEL_PAIR(f16, FORMAT_F16, OPERAND_F32)
-KERNEL_PAIR(f32, FORMAT_F32, OPERAND_F32)
-KERNEL_PAIR(e4m3_ieee, FORMAT_E4M3_IEEE, OPERAND_F32)
-KERNEL_PAIR(e4m3fn, FORMAT_E4M3FN, OPERAND_F32)
-KERNEL_PAIR(mxfp8, FORMAT_MXFP8, OPERAND_F32)
-KERNEL_PAIR(mxfp4, FORMAT_MXFP4, OPERAND_F32)
+KERNEL_PAIR(bf16, FORMAT_BF16)
+KERNEL_PAIR(f16, FORMAT_F16)
+KERNEL_PAIR(f32, FORMAT_F32)
+KERNEL_PAIR(e4m3_ieee, FORMAT_E4M3_IEEE)
+KERNEL_PAIR(e4m3fn, FORMAT_E4M3FN)
+KERNEL_PAIR(mxfp8, FORMAT_MXFP8)
+KERNEL_PAIR(mxfp4, FORMAT_MXFP4)
+KERNEL_PAIR(mxfp4_int8, FORMAT_MXFP4)
+KERNEL_PAIR(bf12, FORMAT_BF12)
 
 #ifdef VEC_BF16
-KERNEL_PAIR(bf16_bf16, FORMAT_BF16, OPERAND_BF16)
-KERNEL_PAIR(e4m3_ieee_bf16, FORMAT_E4M3_IEEE, OPERAND_BF16)
-KERNEL_PAIR(e4m3fn_bf16, FORMAT_E4M3FN, OPERAND_BF16)
-KERNEL_PAIR(mxfp8_bf16, FORMAT_MXFP8, OPERAND_BF16)
-KERNEL_PAIR(mxfp4_bf16, FORMAT_MXFP4, OPERAND_BF16)
+KERNEL_PAIR(bf16_bf16, FORMAT_BF16)
+KERNEL_PAIR(e4m3_ieee_bf16, FORMAT_E4M3_IEEE)
+KERNEL_PAIR(e4m3fn_bf16, FORMAT_E4M3FN)
+KERNEL_PAIR(mxfp8_bf16, FORMAT_MXFP8)
+KERNEL_PAIR(mxfp4_bf16, FORMAT_MXFP4)
+KERNEL_PAIR(bf12_bf16, FORMAT_BF12)
 #define BF16_SLOT(kind, name) [OPERAND_BF16] = kind##_##name##_bf16
 #else
 #define BF16_SLOT(kind, name) [OPERAND_BF16] = NULL
 #endif
-
-static void gate_up_mxfp4_int8(const kernel_gate_up *a)
-{
-    panel_state s;
-    int8_sums(a->panel, 2, a->k, &a->tiles, &s);
-    finish_gate_up(a, &s);
-}
-
-static void down_mxfp4_int8(const kernel_down *a)
-{
-    panel_state s;
-    int8_sums(a->panel, 1, a->k, &a->tiles, &s);
-    finish_down(a, &s);
-}
 
 #define SLOTS(kind)                                                                                \
     {                                                                                              \
@@ -495,4 +594,10 @@ static void down_mxfp4_int8(const kernel_down *a)
         [FORMAT_MXFP4] = {[OPERAND_F32] = kind##_mxfp4,                                            \
                           BF16_SLOT(kind, mxfp4),                                                  \
                           [OPERAND_INT8] = kind##_mxfp4_int8},                                     \
+        [FORMAT_BF12] = {[OPERAND_F32] = kind##_bf12, BF16_SLOT(kind, bf12)},                      \
+    }
+
+#define KERNEL_TABLE(name)                                                                         \
+    {                                                                                              \
+        name, VEC_WIDTH, SLOTS(gate_up), SLOTS(down), quantize_tokens, reduce_terms                \
     }

@@ -1,313 +1,354 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pack.c - from the operator's tensors to panels: the only writer of the packed layout
- * (kernel.h).
+/* pack.c - experts' weights to panels (kernel.h): the only writer of the packed layout, with
+ * pack_matrix.c and pack_words.c, which read the sources, and pack_bf12.c, which codes.
  *
- * Every source is read as src[base(k) + column(row)]: the layouts of the operator differ only in
- * these two.  Codes are moved, never decoded. */
-#include "pack.h"
+ * Owns where panels lie and what beside their lines is in them.  Codes are moved, never decoded. */
+#include "pack_lines.h"
 
-#include "axis.h"
 #include "checked.h"
-
-/* A matrix as a panel sees it: the column of the source for each row, with mask 0 (and column 0)
- * for a row that has none. */
-typedef struct columns {
-    size_t at[KERNEL_ROWS];
-    uint32_t mask[KERNEL_ROWS];
-} columns;
-
-typedef struct source {
-    const problem *p;
-    size_t e, g; /* expert; 0 gate, 1 up */
-    bool down;
-} source;
-
-/* Element (term k, column 0) of plain weights. */
-static size_t plain_base(const source *s, size_t k)
-{
-    const problem *p = s->p;
-    return s->down ? (s->e * p->I + k) * p->H : ((s->e * p->H + k) * 2 + s->g) * p->I;
-}
-
-/* Word (partition of a block's first term, column 0) of MX weights, and the words from one
- * partition to the next. */
-static size_t mx_base(const source *s, axis_place a, size_t *stride)
-{
-    const problem *p = s->p;
-    *stride = s->down ? p->tiles_i * p->H : 2 * p->tiles_h * p->I;
-    if (s->down) return ((s->e * p->lanes_p + a.partition) * p->tiles_i + a.tile) * p->H;
-    return (((s->e * 128 + a.partition) * 2 + s->g) * p->tiles_h + a.tile) * p->I;
-}
-
-/* Base of the scale bytes of a block. */
-static size_t scale_base(const source *s, axis_place a)
-{
-    const problem *p = s->p;
-    size_t b = a.partition / 8;
-    if (s->down) return ((s->e * (p->lanes_p / 8) + b) * p->tiles_i + a.tile) * p->H;
-    return (((s->e * 16 + b) * 2 + s->g) * p->tiles_h + a.tile) * p->I;
-}
-
-static void set_column(columns *c, size_t r, size_t at)
-{
-    c->at[r] = at == AXIS_PAD ? 0 : at;
-    c->mask[r] = at == AXIS_PAD ? 0 : UINT32_MAX;
-}
-
-/* Rows 16 panel .. of the intermediate are columns i of gate and up; those of the output columns
- * h of down. */
-static columns gate_up_columns(const problem *p, size_t panel)
-{
-    columns c;
-    for (size_t r = 0; r < KERNEL_ROWS; r++) {
-        size_t row = panel * KERNEL_ROWS + r;
-        size_t i = row < p->I ? row : AXIS_PAD;
-        set_column(&c, r, p->mx ? axis_i(p, axis_place_of(row, p->lanes_p)) : i);
-    }
-    return c;
-}
-
-static columns down_columns(const problem *p, size_t panel)
-{
-    columns c;
-    for (size_t r = 0; r < KERNEL_ROWS; r++) {
-        size_t row = panel * KERNEL_ROWS + r;
-        set_column(&c, r, row < p->H ? row : AXIS_PAD);
-    }
-    return c;
-}
-
-/* ---- lines ----------------------------------------------------------------------------------- */
-
-static inline uint32_t load(const void *src, size_t i, unsigned bits)
-{
-    return bits == 8    ? ((const uint8_t *)src)[i]
-           : bits == 16 ? ((const uint16_t *)src)[i]
-                        : ((const uint32_t *)src)[i];
-}
-
-/* Where term k lies in the 32 bits that a row has in a line. */
-static inline unsigned place(size_t k, unsigned bits)
-{
-    return bits == 32 ? 0 : (unsigned)(k & 1) * 16 + (unsigned)(k >> 1) * bits;
-}
-
-/* The k terms of one plain matrix, and a zero term if they are odd in number, as lines at dst,
- * dst + stride, ... */
-static inline void write_plain(const source *s, const void *src, const columns *c, size_t k,
-                               unsigned bits, uint8_t *dst, size_t stride)
-{
-    for (size_t first = 0; first < k + k % 2; first += 32 / bits, dst += stride) {
-        uint32_t line[KERNEL_ROWS] = {0};
-        for (size_t n = 0; n < 32 / bits && first + n < k; n++) {
-            size_t base = plain_base(s, first + n);
-            for (size_t r = 0; r < KERNEL_ROWS; r++)
-                line[r] |= (load(src, base + c->at[r], bits) & c->mask[r]) << place(n, bits);
-        }
-        memcpy(dst, line, sizeof line);
-    }
-}
-
-/* One block of one MX matrix: 8 partitions of words of four codes.  Term k = 8 q + partition is
- * at position q of its word. */
-static inline void write_block(const source *s, const void *src, const columns *c, axis_place first,
-                               unsigned bits, uint8_t *dst, size_t stride)
-{
-    size_t words, base = mx_base(s, first, &words);
-    uint32_t word[8][KERNEL_ROWS];
-    for (size_t n = 0; n < 8; n++, base += words)
-        for (size_t r = 0; r < KERNEL_ROWS; r++)
-            word[n][r] = load(src, base + c->at[r], 4 * bits) & c->mask[r];
-    const size_t line_k = 32 / bits;
-    for (size_t k = 0; k < KERNEL_BLOCK; k += line_k, dst += stride) {
-        uint32_t line[KERNEL_ROWS] = {0};
-        unsigned shift = (unsigned)(k / 8) * bits;
-        for (size_t n = 0; n < line_k; n++)
-            for (size_t r = 0; r < KERNEL_ROWS; r++)
-                line[r] |= (word[k % 8 + n][r] >> shift & ((1u << bits) - 1)) << place(n, bits);
-        memcpy(dst, line, sizeof line);
-    }
-}
-
-static void write_plain_matrix(const source *s, const void *src, const columns *c, size_t k,
-                               kernel_format f, uint8_t *dst, size_t stride)
-{
-    switch (kernel_bits(f)) {
-    case 8: write_plain(s, src, c, k, 8, dst, stride); break;
-    case 16: write_plain(s, src, c, k, 16, dst, stride); break;
-    default: write_plain(s, src, c, k, 32, dst, stride); break;
-    }
-}
-
-/* The stream of a panel of `matrices` sources that differ in g alone. */
-static void write_panel(source s, const moe_tensor *weights, const moe_tensor *scales,
-                        const columns *c, kernel_format f, size_t matrices, size_t k,
-                        uint8_t *panel)
-{
-    size_t stride = matrices * KERNEL_LINE;
-    if (!kernel_is_mx(f)) {
-        for (s.g = 0; s.g < matrices; s.g++)
-            write_plain_matrix(&s, weights->data, c, k, f, panel + s.g * KERNEL_LINE, stride);
-        return;
-    }
-    for (size_t n = 0; n < k / KERNEL_BLOCK; n++) {
-        axis_place first = axis_place_of(n * KERNEL_BLOCK, s.down ? s.p->lanes_p : 128);
-        uint8_t *scale = panel + kernel_scale_at(f, matrices, n);
-        if (n % kernel_group(matrices) == 0) memset(scale, 127, KERNEL_LINE);
-        for (s.g = 0; s.g < matrices; s.g++, scale += KERNEL_ROWS) {
-            uint8_t *lines = panel + kernel_block_at(f, matrices, n) + s.g * KERNEL_LINE;
-            if (f == FORMAT_MXFP4)
-                write_block(&s, weights->data, c, first, 4, lines, stride);
-            else
-                write_block(&s, weights->data, c, first, 8, lines, stride);
-            const uint8_t *bytes = (const uint8_t *)scales->data + scale_base(&s, first);
-            for (size_t r = 0; r < KERNEL_ROWS; r++)
-                if (c->mask[r] != 0) scale[r] = bytes[c->at[r]];
-        }
-    }
-}
-
-/* ---- f32 rows -------------------------------------------------------------------------------- */
-
-static bool has_row_scale(const problem *p)
-{
-    return !p->mx && p->args->expert_gate_up_weights_scale != NULL;
-}
-
-/* One row of `count` floats: element base + column, or base if the scale is static; zero for
- * padding. */
-static float *write_row(float *dst, const moe_tensor *t, size_t base, const columns *c, bool one)
-{
-    for (size_t r = 0; r < KERNEL_ROWS; r++)
-        dst[r] = c->mask[r] == 0 ? 0.0f : problem_float(t, base + (one ? 0 : c->at[r]));
-    return dst + KERNEL_ROWS;
-}
-
-/* The bias of every lane, pads included. */
-static float *write_lane_bias(float *dst, const problem *p, size_t e, size_t g, size_t panel)
-{
-    for (size_t r = 0; r < KERNEL_ROWS; r++) {
-        axis_place a = axis_place_of(panel * KERNEL_ROWS + r, p->lanes_p);
-        size_t at = (((e * p->lanes_p + a.partition) * 2 + g) * p->tiles_i + a.tile) * 4 + a.q;
-        dst[r] = problem_float(p->args->expert_gate_up_bias, at);
-    }
-    return dst + KERNEL_ROWS;
-}
-
-void pack_gate_up(const problem *p, const pack_layout *l, size_t e, size_t panel, uint8_t *expert)
-{
-    const moe_tkg_args *a = p->args;
-    const moe_tensor *scale = a->expert_gate_up_weights_scale;
-    columns c = gate_up_columns(p, panel);
-    uint8_t *dst = expert + panel * l->gate_up_bytes;
-    write_panel((source){p, e, 0, false}, a->expert_gate_up_weights, scale, &c, p->gate_up, 2, p->H,
-                dst);
-    float *row = (float *)(void *)(dst + l->gate_up_rows_at);
-    bool one = has_row_scale(p) && scale->shape[2] == 1;
-    for (size_t g = 0; has_row_scale(p) && g < 2; g++)
-        row = write_row(row, scale, (e * 2 + g) * (one ? 1 : p->I), &c, one);
-    for (size_t g = 0; a->expert_gate_up_bias != NULL && g < 2; g++)
-        row = p->mx ? write_lane_bias(row, p, e, g, panel)
-                    : write_row(row, a->expert_gate_up_bias, (e * 2 + g) * p->I, &c, false);
-}
-
-void pack_down(const problem *p, const pack_layout *l, size_t e, size_t panel, size_t mid_k,
-               uint8_t *expert)
-{
-    const moe_tkg_args *a = p->args;
-    const moe_tensor *scale = a->expert_down_weights_scale;
-    columns c = down_columns(p, panel);
-    uint8_t *dst = expert + l->down_at + panel * l->down_bytes;
-    write_panel((source){p, e, 0, true}, a->expert_down_weights, scale, &c, p->down, 1,
-                p->mx ? mid_k : p->I, dst);
-    float *row = (float *)(void *)(dst + l->down_rows_at);
-    bool one = has_row_scale(p) && scale->shape[1] == 1;
-    if (has_row_scale(p)) row = write_row(row, scale, e * (one ? 1 : p->H), &c, one);
-    if (a->expert_down_bias != NULL) write_row(row, a->expert_down_bias, e * p->H, &c, false);
-}
-
-static kernel_rows rows(const problem *p, const moe_tensor *bias, const float *first,
-                        size_t matrices, size_t g)
-{
-    kernel_rows r = {NULL, NULL};
-    if (has_row_scale(p)) {
-        r.scale = first + g * KERNEL_ROWS;
-        first += matrices * KERNEL_ROWS;
-    }
-    if (bias != NULL) r.bias = first + g * KERNEL_ROWS;
-    return r;
-}
-
-kernel_rows pack_gate_rows(const problem *p, const pack_layout *l, const uint8_t *panel)
-{
-    const float *first = (const float *)(const void *)(panel + l->gate_up_rows_at);
-    return rows(p, p->args->expert_gate_up_bias, first, 2, 0);
-}
-
-kernel_rows pack_up_rows(const problem *p, const pack_layout *l, const uint8_t *panel)
-{
-    const float *first = (const float *)(const void *)(panel + l->gate_up_rows_at);
-    return rows(p, p->args->expert_gate_up_bias, first, 2, 1);
-}
-
-kernel_rows pack_down_rows(const problem *p, const pack_layout *l, const uint8_t *panel)
-{
-    const float *first = (const float *)(const void *)(panel + l->down_rows_at);
-    return rows(p, p->args->expert_down_bias, first, 1, 0);
-}
-
-uint32_t pack_pad_rows(const problem *p, size_t panel)
-{
-    uint32_t pads = 0;
-    if (!p->mx) return 0;
-    columns c = gate_up_columns(p, panel);
-    for (size_t r = 0; r < KERNEL_ROWS; r++) pads |= (c.mask[r] == 0 ? 1u : 0u) << r;
-    return pads;
-}
+#include "numeric.h"
 
 /* ---- sizes ----------------------------------------------------------------------------------- */
 
-size_t pack_mid_k(const problem *p, const pack_layout *l, size_t e)
+/* A panel has at most 2 * 64 bytes for each k, and its rows, so that its bytes fit. */
+#define LARGEST_K ((size_t)PTRDIFF_MAX >> 10)
+
+enum { ROW_BYTES = KERNEL_ROWS * sizeof(float) }; /* of the f32 rows of a half */
+
+static size_t gate_up_rows(const pack_layout *l)
 {
+    return (size_t)l->gate_up_scale + (size_t)l->gate_up_bias;
+}
+
+static size_t down_rows(const pack_layout *l)
+{
+    return (size_t)l->down_scale + (size_t)l->down_bias;
+}
+
+/* Halves of a down panel. */
+static size_t down_halves(const pack_layout *l, size_t panel)
+{
+    return l->hidden_k - panel * 2 * KERNEL_ROWS > KERNEL_ROWS ? 2 : 1; /* H, made even */
+}
+
+static size_t down_panel_bytes(const pack_layout *l, size_t halves)
+{
+    return kernel_panel_bytes(l->down, halves, l->mid_k) + halves * down_rows(l) * ROW_BYTES;
+}
+
+static void say_rows(const pack_source *s, pack_layout *l)
+{
+    bool mx = kernel_is_mx(l->gate_up);
+    l->gate_up_scale = !mx && s->matrix[PACK_GATE].scale.dtype != MOE_DTYPE_NONE;
+    l->down_scale = !mx && s->matrix[PACK_DOWN].scale.dtype != MOE_DTYPE_NONE;
+    l->gate_up_bias = s->axis.strided ? s->word_bias[0] != NULL
+                                      : s->matrix[PACK_GATE].bias.dtype != MOE_DTYPE_NONE;
+    l->down_bias = s->axis.strided ? s->word_bias[1] != NULL
+                                   : s->matrix[PACK_DOWN].bias.dtype != MOE_DTYPE_NONE;
+}
+
+bool pack_layout_of(const pack_source *s, pack_layout *l)
+{
+    const axis *a = &s->axis;
+    if (a->H > LARGEST_K || a->I > LARGEST_K) return false;
+    memset(l, 0, sizeof *l);
+    l->gate_up = s->gate_up;
+    l->down = s->down;
+    say_rows(s, l);
+    l->hidden_k = a->H + a->H % 2;
+    l->mid_k = a->strided ? a->tiles_i * a->lanes_p * 4 : a->I + a->I % 2;
+    l->gate_up_panels = (l->mid_k + KERNEL_ROWS - 1) / KERNEL_ROWS;
+    l->down_panels = (a->H + 2 * KERNEL_ROWS - 1) / (2 * KERNEL_ROWS);
+    l->gate_up_bytes =
+        kernel_panel_bytes(l->gate_up, 2, l->hidden_k) + 2 * gate_up_rows(l) * ROW_BYTES;
+    l->down_bytes = down_panel_bytes(l, 2);
+    size_t last = down_panel_bytes(l, down_halves(l, l->down_panels - 1)), down;
+    return checked_mul(l->gate_up_panels, l->gate_up_bytes, &l->down_at) &&
+           checked_mul(l->down_panels - 1, l->down_bytes, &down) &&
+           checked_add(l->down_at, down, &down) && checked_add(down, last, &l->bytes) &&
+           l->bytes <= PTRDIFF_MAX;
+}
+
+static bool all_zero(const moe_tensor *w, size_t base, size_t n)
+{
+    uint32_t any = 0;
+    if (w->dtype == MOE_MXFP4_X4)
+        for (size_t i = 0; i < n; i++) any |= ((const uint16_t *)w->data)[base + i] & 0x7777u;
+    else
+        for (size_t i = 0; i < n; i++) any |= ((const uint32_t *)w->data)[base + i] & 0x7F7F7F7Fu;
+    return any == 0;
+}
+
+size_t pack_mid_k(const pack_source *s, const pack_layout *l, size_t e)
+{
+    const axis *a = &s->axis;
     size_t k = l->mid_k;
-    if (!p->mx) return k;
-    const moe_tensor *w = p->args->expert_down_weights;
-    bool fp4 = p->down == FORMAT_MXFP4;
-    size_t width = axis_tile_width(p, p->tiles_i - 1);
+    if (!a->strided) return k;
+    size_t width = axis_tile_width(a, a->tiles_i - 1);
     for (; k > 0; k -= KERNEL_BLOCK) {
-        axis_place a = axis_place_of(k - KERNEL_BLOCK, p->lanes_p);
-        if (a.tile != p->tiles_i - 1 || a.partition < width) return k;
-        for (size_t partition = a.partition; partition < a.partition + 8; partition++) {
-            size_t base = ((e * p->lanes_p + partition) * p->tiles_i + a.tile) * p->H;
-            for (size_t h = 0; h < p->H; h++) {
-                uint32_t word = fp4 ? ((const uint16_t *)w->data)[base + h] & 0x7777u
-                                    : ((const uint32_t *)w->data)[base + h] & 0x7F7F7F7Fu;
-                if (word != 0) return k;
-            }
-        }
+        axis_place p = axis_place_of(k - KERNEL_BLOCK, a->lanes_p);
+        if (p.tile != a->tiles_i - 1 || p.partition < width) return k;
+        for (size_t partition = p.partition; partition < p.partition + 8; partition++)
+            if (!all_zero(s->words[1], ((e * a->lanes_p + partition) * a->tiles_i + p.tile) * a->H,
+                          a->H))
+                return k;
     }
     return k;
 }
 
-/* A panel has at most 2 * 64 bytes for each k, so that its bytes fit. */
-#define LARGEST_K ((size_t)PTRDIFF_MAX >> 10)
+/* ---- streams --------------------------------------------------------------------------------- */
 
-bool pack_layout_of(const problem *p, pack_layout *l)
+void pack_panels_of(const pack_source *s, size_t e, bool down, size_t first, size_t count,
+                    size_t halves, uint8_t *const *stream, pack_panels *p)
 {
-    if (p->H > LARGEST_K || p->I > LARGEST_K) return false;
-    size_t line = KERNEL_ROWS * sizeof(float), scales = has_row_scale(p) ? 1 : 0;
-    size_t gate_up_rows = 2 * (scales + (p->args->expert_gate_up_bias != NULL));
-    size_t down_rows = scales + (p->args->expert_down_bias != NULL);
-    l->hidden_k = p->H + p->H % 2;
-    l->mid_k = p->mx ? p->tiles_i * p->lanes_p * 4 : p->I + p->I % 2;
-    l->gate_up_panels = (l->mid_k + KERNEL_ROWS - 1) / KERNEL_ROWS;
-    l->down_panels = (p->H + KERNEL_ROWS - 1) / KERNEL_ROWS;
-    l->gate_up_rows_at = kernel_panel_bytes(p->gate_up, 2, l->hidden_k);
-    l->down_rows_at = kernel_panel_bytes(p->down, 1, l->mid_k);
-    l->gate_up_bytes = l->gate_up_rows_at + gate_up_rows * line;
-    l->down_bytes = l->down_rows_at + down_rows * line;
-    size_t down;
-    return checked_mul(l->gate_up_panels, l->gate_up_bytes, &l->down_at) &&
-           checked_mul(l->down_panels, l->down_bytes, &down) &&
-           checked_add(l->down_at, down, &l->bytes) && l->bytes <= PTRDIFF_MAX;
+    p->format = down ? s->down : s->gate_up;
+    p->halves = halves;
+    p->runs = down ? 1 : 2;
+    for (size_t i = 0; i < p->runs; i++) {
+        pack_run *r = &p->run[i];
+        r->s = s;
+        r->e = e;
+        r->matrix = down ? PACK_DOWN : i;
+        r->format = p->format;
+        r->row = first * KERNEL_ROWS * (down ? 2 : 1);
+        r->halves = down ? count * halves : count;
+        for (size_t n = 0; n < r->halves; n++) {
+            size_t half = down ? n % halves : i;
+            uint8_t *panel = stream[down ? n / halves : n];
+            r->dst[n] = panel + half * KERNEL_LINE;
+            r->scale[n] = panel + half * KERNEL_ROWS;
+        }
+        if (s->axis.strided)
+            pack_words_of(r, &p->words[i]);
+        else
+            p->matrix[i] = pack_matrix_of(r);
+    }
+}
+
+void pack_plain_lines(pack_panels *p, size_t k, size_t lines)
+{
+    size_t at[PACK_LINES], stride = p->halves * KERNEL_LINE;
+    while (lines > 0) {
+        size_t n = lines < PACK_LINES ? lines : PACK_LINES;
+        for (size_t j = 0; j < n; j++) at[j] = j * stride;
+        for (size_t i = 0; i < p->runs; i++) {
+            pack_matrix_lines(&p->run[i], &p->matrix[i], k, n, at);
+            for (size_t half = 0; half < p->run[i].halves; half++)
+                p->run[i].dst[half] += n * stride;
+        }
+        k += n * kernel_line_k(p->format);
+        lines -= n;
+    }
+}
+
+/* Blocks [first, first + n), which have at most PACK_LINES lines. */
+static void write_blocks(const pack_panels *p, uint8_t *const *stream, size_t count, size_t first,
+                         size_t n)
+{
+    kernel_format f = p->format;
+    size_t lines = KERNEL_BLOCK / kernel_line_k(f), at[PACK_LINES];
+    for (size_t i = 0; i < n * lines; i++)
+        at[i] =
+            kernel_block_at(f, p->halves, first + i / lines) + i % lines * p->halves * KERNEL_LINE;
+    for (size_t m = 0; m < p->runs && !p->run[0].s->axis.strided; m++)
+        pack_matrix_lines(&p->run[m], &p->matrix[m], first * KERNEL_BLOCK, n * lines, at);
+    for (size_t i = 0; i < n; i++) {
+        size_t scale = kernel_scale_at(f, p->halves, first + i);
+        if ((first + i) % kernel_group(p->halves) == 0)
+            for (size_t panel = 0; panel < count; panel++)
+                memset(stream[panel] + scale, 127, KERNEL_LINE);
+        for (size_t m = 0; m < p->runs; m++)
+            if (p->run[m].s->axis.strided) {
+                pack_word_lines(&p->run[m], &p->words[m], first + i, at + i * lines);
+                pack_word_scales(&p->run[m], &p->words[m], first + i, scale);
+            } else {
+                pack_matrix_scales(&p->run[m], first + i, scale);
+            }
+    }
+}
+
+static void write_streams(pack_panels *p, uint8_t *const *stream, size_t count, size_t k)
+{
+    size_t line_k = kernel_line_k(p->format);
+    if (!kernel_is_mx(p->format)) {
+        pack_plain_lines(p, 0, (k + line_k - 1) / line_k);
+        return;
+    }
+    size_t blocks = k / KERNEL_BLOCK, most = PACK_LINES * line_k / KERNEL_BLOCK;
+    for (size_t n = 0; n < blocks; n += most)
+        write_blocks(p, stream, count, n, blocks - n < most ? blocks - n : most);
+}
+
+/* ---- f32 rows -------------------------------------------------------------------------------- */
+
+static float to_float(const void *at, moe_dtype dtype)
+{
+    uint16_t half;
+    float f;
+    if (dtype == MOE_F32) {
+        memcpy(&f, at, sizeof f);
+        return f;
+    }
+    memcpy(&half, at, sizeof half);
+    return dtype == MOE_BF16 ? num_from_bf16(half) : num_from_f16(half);
+}
+
+/* KERNEL_ROWS floats from row `row` on, zeros past the last. */
+static float *write_row(float *dst, const moe_array *a, size_t e, size_t row, size_t rows)
+{
+    for (size_t r = row; r < row + KERNEL_ROWS; r++)
+        *dst++ = r < rows ? to_float(pack_element(a, e, r, 0), a->dtype) : 0.0f;
+    return dst;
+}
+
+/* The bias of every lane, pads included. */
+static float *write_lane_bias(float *dst, const pack_source *s, size_t e, size_t g, size_t row)
+{
+    const axis *a = &s->axis;
+    const moe_tensor *t = s->word_bias[0];
+    for (size_t r = row; r < row + KERNEL_ROWS; r++) {
+        axis_place p = axis_place_of(r, a->lanes_p);
+        size_t at = (((e * a->lanes_p + p.partition) * 2 + g) * a->tiles_i + p.tile) * 4 + p.q;
+        *dst++ = to_float((const char *)t->data + at * moe_dtype_size(t->dtype), t->dtype);
+    }
+    return dst;
+}
+
+/* The operator's down bias is an array like any other. */
+static moe_array down_bias(const pack_source *s)
+{
+    if (!s->axis.strided) return s->matrix[PACK_DOWN].bias;
+    int64_t element = (int64_t)moe_dtype_size(s->word_bias[1]->dtype);
+    return (moe_array){.dtype = s->word_bias[1]->dtype,
+                       .data = s->word_bias[1]->data,
+                       .expert_stride = (int64_t)s->axis.H * element,
+                       .row_stride = element};
+}
+
+void pack_gate_up_rows(const pack_source *s, const pack_layout *l, size_t e, size_t panel,
+                       uint8_t *dst)
+{
+    float *row = (float *)(void *)dst;
+    size_t first = panel * KERNEL_ROWS;
+    for (size_t g = 0; l->gate_up_scale && g < 2; g++)
+        row = write_row(row, &s->matrix[g].scale, e, first, s->axis.I);
+    for (size_t g = 0; l->gate_up_bias && g < 2; g++)
+        row = s->axis.strided ? write_lane_bias(row, s, e, g, first)
+                              : write_row(row, &s->matrix[g].bias, e, first, s->axis.I);
+}
+
+void pack_down_rows(const pack_source *s, const pack_layout *l, size_t e, size_t panel,
+                    uint8_t *dst)
+{
+    float *row = (float *)(void *)dst;
+    size_t first = panel * 2 * KERNEL_ROWS, halves = down_halves(l, panel);
+    for (size_t half = 0; l->down_scale && half < halves; half++)
+        row = write_row(row, &s->matrix[PACK_DOWN].scale, e, first + half * KERNEL_ROWS, s->axis.H);
+    if (!l->down_bias) return;
+    moe_array bias = down_bias(s);
+    for (size_t half = 0; half < halves; half++)
+        row = write_row(row, &bias, e, first + half * KERNEL_ROWS, s->axis.H);
+}
+
+/* ---- panels ---------------------------------------------------------------------------------- */
+
+static size_t gate_up_stream(const pack_layout *l)
+{
+    return kernel_panel_bytes(l->gate_up, 2, l->hidden_k);
+}
+
+static size_t down_stream(const pack_layout *l, size_t panel)
+{
+    return kernel_panel_bytes(l->down, down_halves(l, panel), l->mid_k);
+}
+
+static void gate_up_run(const pack_source *s, const pack_layout *l, size_t e, size_t first,
+                        size_t count, uint8_t *expert)
+{
+    uint8_t *stream[PACK_RUN];
+    for (size_t n = 0; n < count; n++) {
+        stream[n] = expert + (first + n) * l->gate_up_bytes;
+        pack_gate_up_rows(s, l, e, first + n, stream[n] + gate_up_stream(l));
+    }
+    pack_panels p;
+    pack_panels_of(s, e, false, first, count, 2, stream, &p);
+    write_streams(&p, stream, count, l->hidden_k);
+}
+
+/* Panels with the same number of halves. */
+static void down_run(const pack_source *s, const pack_layout *l, size_t e, size_t first,
+                     size_t count, size_t mid_k, uint8_t *expert)
+{
+    uint8_t *stream[PACK_RUN];
+    for (size_t n = 0; n < count; n++) {
+        stream[n] = expert + l->down_at + (first + n) * l->down_bytes;
+        pack_down_rows(s, l, e, first + n, stream[n] + down_stream(l, first + n));
+    }
+    pack_panels p;
+    pack_panels_of(s, e, true, first, count, down_halves(l, first), stream, &p);
+    write_streams(&p, stream, count, mid_k);
+}
+
+void pack_gate_up(const pack_source *s, const pack_layout *l, size_t e, size_t first, size_t count,
+                  uint8_t *expert)
+{
+    for (size_t n; count > 0; first += n, count -= n) {
+        n = count < PACK_RUN ? count : PACK_RUN;
+        gate_up_run(s, l, e, first, n, expert);
+    }
+}
+
+size_t pack_down_run(const pack_layout *l, size_t first, size_t count)
+{
+    if (count > 1 && down_halves(l, first + count - 1) == 1) count--;
+    return count < PACK_RUN ? count : PACK_RUN;
+}
+
+void pack_down(const pack_source *s, const pack_layout *l, size_t e, size_t first, size_t count,
+               size_t mid_k, uint8_t *expert)
+{
+    for (size_t n; count > 0; first += n, count -= n) {
+        n = pack_down_run(l, first, count);
+        down_run(s, l, e, first, n, mid_k, expert);
+    }
+}
+
+/* The rows after a stream: of scale, then of bias, one for each half. */
+static void set_rows(kernel_panel *p, const uint8_t *at, bool scale, bool bias)
+{
+    const float *row = (const float *)(const void *)at;
+    for (size_t half = 0; half < p->halves; half++) {
+        if (scale) p->rows[half].scale = row + half * KERNEL_ROWS;
+        if (bias) p->rows[half].bias = row + ((scale ? p->halves : 0) + half) * KERNEL_ROWS;
+    }
+}
+
+kernel_panel pack_gate_up_panel(const pack_layout *l, const uint8_t *expert, size_t panel)
+{
+    kernel_panel p = {.stream = expert + panel * l->gate_up_bytes,
+                      .format = l->gate_up,
+                      .k = l->hidden_k,
+                      .halves = 2};
+    set_rows(&p, p.stream + gate_up_stream(l), l->gate_up_scale, l->gate_up_bias);
+    return p;
+}
+
+kernel_panel pack_down_panel(const pack_layout *l, const uint8_t *expert, size_t panel,
+                             size_t mid_k)
+{
+    kernel_panel p = {.stream = expert + l->down_at + panel * l->down_bytes,
+                      .format = l->down,
+                      .k = mid_k,
+                      .halves = down_halves(l, panel)};
+    set_rows(&p, p.stream + down_stream(l, panel), l->down_scale, l->down_bias);
+    return p;
+}
+
+uint32_t pack_pad_rows(const axis *a, size_t panel)
+{
+    uint32_t pads = 0;
+    for (size_t r = 0; a->strided && r < KERNEL_ROWS; r++)
+        if (axis_i(a, axis_place_of(panel * KERNEL_ROWS + r, a->lanes_p)) == AXIS_PAD)
+            pads |= 1u << r;
+    return pads;
 }

@@ -26,11 +26,12 @@ typedef struct pack_layout {
     size_t mid_k;
     size_t gate_up_panels; /* ceil(mid_k / KERNEL_ROWS) */
     size_t down_panels;    /* ceil(H / (2 * KERNEL_ROWS)) */
-    bool scaled, gate_up_bias, down_bias; /* which f32 rows there are */
-    size_t gate_up_bytes;  /* of one panel with its rows */
-    size_t down_bytes;     /* of one whole panel with its rows */
-    size_t down_at;        /* offset of the first down panel */
-    size_t bytes;          /* of one expert */
+    /* which f32 rows there are */
+    bool gate_up_scale, down_scale, gate_up_bias, down_bias;
+    size_t gate_up_bytes; /* of one panel with its rows */
+    size_t down_bytes;    /* of one whole panel with its rows */
+    size_t down_at;       /* offset of the first down panel */
+    size_t bytes;         /* of one expert */
 } pack_layout;
 
 /* False if a size does not fit. */
@@ -40,11 +41,14 @@ bool pack_layout_of(const pack_source *s, pack_layout *l);
  * zero down weights are left out. */
 size_t pack_mid_k(const pack_source *s, const pack_layout *l, size_t e);
 
-/* Fill panel number `panel` of expert e; expert: its memory, l->bytes at KERNEL_ALIGN. */
-void pack_gate_up(const pack_source *s, const pack_layout *l, size_t e, size_t panel,
+/* Fill the panels [first, first + count) of expert e; expert: its memory, l->bytes at
+ * KERNEL_ALIGN.  Neighbouring panels may share lines of the source, which are then read once:
+ * PACK_RUN of them are a good count. */
+enum { PACK_RUN = 8 };
+void pack_gate_up(const pack_source *s, const pack_layout *l, size_t e, size_t first, size_t count,
                   uint8_t *expert);
-void pack_down(const pack_source *s, const pack_layout *l, size_t e, size_t panel, size_t mid_k,
-               uint8_t *expert);
+void pack_down(const pack_source *s, const pack_layout *l, size_t e, size_t first, size_t count,
+               size_t mid_k, uint8_t *expert);
 
 /* Panels of one packed expert, as kernels take them. */
 kernel_panel pack_gate_up_panel(const pack_layout *l, const uint8_t *expert, size_t panel);

@@ -3,13 +3,12 @@
 #include "plan.h"
 
 #include "checked.h"
+#include "experts.h"
 #include "numeric.h"
-#include "quantize.h"
 
 enum {
-    PASS_TERMS =
-        2 * KERNEL_TOKENS, /* y and intermediate rows of a pass: a few MB for the largest models */
-    PASS_PACKED = 64 << 20 /* bytes of packed experts that a pass holds, one expert at least */
+    PASS_TERMS = 512, /* y and intermediate rows of a pass: some 20 MB for the largest models */
+    PASS_PACKED = 64 << 20 /* bytes of experts that a pass packs itself, one expert at least */
 };
 
 /* ---- sizes ----------------------------------------------------------------------------------- */
@@ -41,24 +40,26 @@ bool plan_size(const problem *p, const kernel_table *kernels, call_plan *plan)
     size_t terms;
     memset(plan, 0, sizeof *plan);
     plan->p = p;
-    plan->hidden_operand = quantize_hidden_operand(p, kernels);
-    plan->mid_operand = quantize_mid_operand(p, kernels);
+    plan->hidden = quantize_hidden_kind(p, kernels);
+    plan->mid = quantize_mid_kind(p, kernels);
     plan->tile_width = kernels->width;
-    if (!pack_layout_of(p, l) || !checked_mul(p->T, p->all_expert ? p->E_L : p->K, &terms))
+    if (p->experts != NULL)
+        *l = p->experts->layout;
+    else if (!pack_layout_of(&p->source, l))
         return false;
+    if (!checked_mul(p->T, p->all_expert ? p->E_L : p->K, &terms)) return false;
     plan->pass_terms = smaller(terms, PASS_TERMS);
-    plan->pass_slots = smaller(smaller(p->E_L, plan->pass_terms), 1 + PASS_PACKED / l->bytes);
-    s->hidden_row = row_bytes(plan->hidden_operand, l->hidden_k);
-    s->mid_row = l->gate_up_panels * KERNEL_ROWS;
-    s->mid_operand_row = row_bytes(plan->mid_operand, l->mid_k);
-    s->y_row = l->down_panels * KERNEL_ROWS;
+    plan->pass_slots = smaller(p->E_L, plan->pass_terms);
+    if (p->experts == NULL)
+        plan->pass_slots = smaller(plan->pass_slots, 1 + PASS_PACKED / l->bytes);
+    s->hidden_row = row_bytes(plan->hidden.operand, l->hidden_k);
+    s->mid_row = row_bytes(plan->mid.operand, l->mid_k);
+    s->y_row = l->down_panels * 2 * KERNEL_ROWS;
     size_t y_rows = p->all_expert ? plan->pass_terms : terms;
     return reserve(s, p->T, s->hidden_row, &s->hidden) &&
-           reserve(s, plan->pass_slots, l->bytes, &s->expert) &&
-           reserve(s, plan->pass_terms, s->mid_row * sizeof(float), &s->mid) &&
+           reserve(s, p->experts == NULL ? plan->pass_slots : 0, l->bytes, &s->expert) &&
            reserve(s, plan->pass_terms, s->hidden_row, &s->hidden_tile) &&
-           reserve(s, plan->pass_terms, s->mid_operand_row, &s->mid_operand) &&
-           reserve(s, plan->pass_terms, s->mid_operand_row, &s->mid_tile) &&
+           reserve(s, plan->pass_terms, s->mid_row, &s->mid_tile) &&
            reserve(s, y_rows, s->y_row * sizeof(float), &s->y) &&
            reserve(s, p->T, s->y_row * sizeof(float), &s->out) &&
            reserve(s, terms, sizeof(plan_term), &s->term) &&
@@ -112,7 +113,9 @@ static bool pair(const problem *p, size_t t, size_t e, float *affinity)
 static void add_groups(call_plan *plan, size_t expert, size_t first, size_t end)
 {
     if (first == end) return;
-    size_t mid_k = pack_mid_k(plan->p, &plan->layout, expert);
+    const problem *p = plan->p;
+    size_t mid_k = p->experts != NULL ? p->experts->mid_k[expert]
+                                      : pack_mid_k(&p->source, &plan->layout, expert);
     for (; first < end; first += KERNEL_TOKENS)
         plan->group[plan->groups++] = (plan_group){.expert = expert,
                                                    .mid_k = mid_k,

@@ -8,7 +8,7 @@
 #ifndef MOE_PLAN_H
 #define MOE_PLAN_H
 
-#include "pack.h"
+#include "quantize.h"
 
 /* One term of the sum over experts: y of an expert for a token. */
 typedef struct plan_term {
@@ -19,8 +19,8 @@ typedef struct plan_term {
 
 typedef struct plan_group {
     size_t expert;
-    size_t slot;         /* which packed expert of the pass */
-    size_t mid_k;        /* pack_mid_k of the expert */
+    size_t slot;         /* which expert of the pass */
+    size_t mid_k;        /* of the expert's down product */
     size_t first, count; /* terms */
 } plan_group;
 
@@ -31,13 +31,10 @@ typedef struct plan_pass {
 
 /* The scratch of one call: offsets into one block of memory, KERNEL_ALIGN each. */
 typedef struct plan_scratch {
-    size_t hidden, hidden_row; /* operand rows of all tokens; bytes of one */
-    size_t hidden_tile;        /* the same as tiles of a pass's groups */
-    size_t expert;             /* packed experts of a pass */
-    size_t mid, mid_row;       /* f32 intermediate of a pass's terms; floats of a row */
-    size_t mid_operand;        /* the same as operand rows of the down product */
-    size_t mid_operand_row;    /* bytes of one */
-    size_t mid_tile;           /* the same as tiles */
+    size_t hidden, hidden_row;   /* operand rows of all tokens; bytes of one */
+    size_t hidden_tile;          /* the same as tiles of a pass's groups */
+    size_t expert;               /* experts of a pass that the call packs itself */
+    size_t mid_tile, mid_row;    /* operands of the down product of a pass's terms; bytes of one */
     size_t y, y_row;    /* f32 y rows, of all terms or (all-expert) of a pass; floats of a row */
     size_t out;         /* f32 sums [T][y_row] */
     size_t term, group; /* the two lists */
@@ -48,10 +45,10 @@ typedef struct plan_scratch {
 typedef struct call_plan {
     const problem *p;
     pack_layout layout;
-    kernel_operand hidden_operand, mid_operand;
+    quantize_kind hidden, mid;
     size_t tile_width; /* of the widest tile */
     plan_scratch scratch;
-    size_t pass_terms, pass_slots; /* most terms and packed experts of one pass */
+    size_t pass_terms, pass_slots; /* most terms and experts of one pass */
     plan_term *term;
     plan_group *group;
     size_t groups;

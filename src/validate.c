@@ -3,10 +3,11 @@
  * scalars, combinations.
  *
  * The rules are those of the operator (docs/operator.md); each refusal names the parameter, its
- * value and what it must be. validate_shape.c judges the tensors' descriptions, validate_data.c
- * what their pointers point to. */
+ * value and what it must be. validate_shape.c and validate_weights.c judge the tensors'
+ * descriptions, validate_data.c what their pointers point to; validate_experts.c what is packed. */
 #include "validate.h"
 #include "error.h"
+#include "experts.h"
 
 #include <math.h>
 
@@ -18,10 +19,10 @@ static moe_status flag(const char *name, int32_t value)
     return error_set(MOE_E_BAD_ENUM, "%s = %d: must be 0 or 1", name, (int)value);
 }
 
-static moe_status enumerator(const char *name, int value, int last)
+moe_status validate_enumerator(const char *name, int value, int first, int last)
 {
-    if (value >= 0 && value <= last) return MOE_OK;
-    return error_set(MOE_E_BAD_ENUM, "%s = %d: must be in [0, %d]", name, value, last);
+    if (value >= first && value <= last) return MOE_OK;
+    return error_set(MOE_E_BAD_ENUM, "%s = %d: must be in [%d, %d]", name, value, first, last);
 }
 
 static moe_status check_flags(const moe_tkg_args *a)
@@ -55,10 +56,10 @@ static moe_status check_flags(const moe_tkg_args *a)
          MOE_PRE_SCALE_DELAYED},
         {"activation_fn", (int)a->activation_fn, MOE_SWIGLU},
         {"act_mode", (int)a->act_mode, MOE_ACT_INT8},
-        {"output_dtype", (int)a->output_dtype, MOE_I64},
+        {"output_dtype", (int)a->output_dtype, VALIDATE_LAST_DTYPE},
     };
     for (size_t i = 0; i < sizeof enums / sizeof enums[0]; i++) {
-        moe_status s = enumerator(enums[i].name, enums[i].value, enums[i].last);
+        moe_status s = validate_enumerator(enums[i].name, enums[i].value, 0, enums[i].last);
         if (s != MOE_OK) return s;
     }
     return MOE_OK;
@@ -159,16 +160,26 @@ static moe_status check_block_size(const moe_tkg_args *a, int64_t T)
 
 /* ---- the whole ------------------------------------------------------------------------------- */
 
+/* The element types of the weights, as they were given. */
+static const char *weights_text(const problem *p, bool down)
+{
+    const moe_experts *x = p->experts;
+    if (x != NULL) return moe_dtype_name(down ? x->down : x->gate_up);
+    return moe_dtype_name(down ? p->args->expert_down_weights->dtype
+                               : p->args->expert_gate_up_weights->dtype);
+}
+
 static moe_status check_act(const moe_tkg_args *a, problem *p)
 {
-    p->act = a->act_mode != MOE_ACT_DEFAULT ? a->act_mode : p->mx ? MOE_ACT_MXFP8 : MOE_ACT_EXACT;
+    p->act = a->act_mode != MOE_ACT_DEFAULT ? a->act_mode
+             : p->axis.strided              ? MOE_ACT_MXFP8
+                                            : MOE_ACT_EXACT;
     if (p->act == MOE_ACT_MXFP8 && !p->mx)
         return error_set(MOE_E_UNSUPPORTED, "act_mode = MXFP8: needs MX weights, not %s",
-                         moe_dtype_name(a->expert_gate_up_weights->dtype));
+                         weights_text(p, false));
     if (p->act == MOE_ACT_INT8 && (p->gate_up != FORMAT_MXFP4 || p->down != FORMAT_MXFP4))
         return error_set(MOE_E_UNSUPPORTED, "act_mode = INT8: needs MXFP4 weights, not %s and %s",
-                         moe_dtype_name(a->expert_gate_up_weights->dtype),
-                         moe_dtype_name(a->expert_down_weights->dtype));
+                         weights_text(p, false), weights_text(p, true));
     return MOE_OK;
 }
 
@@ -178,6 +189,7 @@ moe_status problem_shape(const moe_tkg_args *args, problem *p)
     if (args == NULL) return error_set(MOE_E_NULL_ARG, "args = NULL: required");
     moe_status s = error_struct_size(args, sizeof *args, "moe_tkg_args");
     if (s == MOE_OK) s = check_flags(args);
+    if (s == MOE_OK) s = validate_handle(args);
     if (s == MOE_OK) s = validate_tensors(args);
     if (s == MOE_OK) s = check_modes(args);
     if (s == MOE_OK) s = check_point(args, &p->point);

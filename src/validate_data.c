@@ -3,8 +3,9 @@
  * output, rank_id and the expert indices.  Reads no other data. */
 #include "checked.h"
 #include "error.h"
+#include "experts.h"
 #include "numeric.h"
-#include "problem.h"
+#include "validate.h"
 
 int64_t problem_integer(const moe_tensor *t, size_t i)
 {
@@ -34,21 +35,29 @@ moe_tensor problem_output(const problem *p, size_t *bytes)
         t.rank = 3;
         t.shape[0] = 128;
         t.shape[1] = (int64_t)p->T;
-        t.shape[2] = (int64_t)(p->H / 128);
+        t.shape[2] = (int64_t)(p->axis.H / 128);
     } else {
         t.rank = 2;
         t.shape[0] = (int64_t)p->T;
-        t.shape[1] = (int64_t)p->H;
+        t.shape[1] = (int64_t)p->axis.H;
     }
-    *bytes = p->T * p->H * moe_dtype_size(p->output);
+    *bytes = p->T * p->axis.H * moe_dtype_size(p->output);
     return t;
 }
 
-/* One tensor, if this call reads it: there, aligned, and apart from the output. */
-static moe_status check_pointer(const char *name, const moe_tensor *t, bool used, uintptr_t out,
-                                size_t out_bytes, bool in_place)
+moe_status validate_apart(const char *name, const void *at, size_t bytes, uintptr_t out,
+                          size_t out_bytes)
 {
-    if (t == NULL || !used) return MOE_OK;
+    uintptr_t first = (uintptr_t)at;
+    if (first < out + out_bytes && out < first + bytes)
+        return error_set(MOE_E_ALIAS, "output = %p: its %zu bytes overlap %s (%zu bytes at %p)",
+                         (void *)out, out_bytes, name, bytes, at);
+    return MOE_OK;
+}
+
+moe_status validate_pointer(const char *name, const moe_tensor *t, uintptr_t out, size_t out_bytes,
+                            bool in_place)
+{
     size_t bytes = 0, element = moe_dtype_size(t->dtype);
     checked_shape(t->shape, (size_t)t->rank, element, &bytes); /* fits: check_tensor */
     uintptr_t at = (uintptr_t)t->data;
@@ -58,10 +67,7 @@ static moe_status check_pointer(const char *name, const moe_tensor *t, bool used
         return error_set(MOE_E_ALIGN, "%s: data = %p: must be aligned to %zu bytes", name, t->data,
                          element);
     if (in_place && at == out && bytes == out_bytes) return MOE_OK;
-    if (at < out + out_bytes && out < at + bytes)
-        return error_set(MOE_E_ALIAS, "output = %p: its %zu bytes overlap %s (%zu bytes at %p)",
-                         (void *)out, out_bytes, name, bytes, t->data);
-    return MOE_OK;
+    return validate_apart(name, t->data, bytes, out, out_bytes);
 }
 
 static moe_status check_pointers(const problem *p, uintptr_t out, size_t out_bytes)
@@ -85,9 +91,12 @@ static moe_status check_pointers(const problem *p, uintptr_t out, size_t out_byt
         {"expert_index", a->expert_index, !p->all_expert || p->masked},
         {"rank_id", a->rank_id, p->all_expert && p->scaled},
     };
-    moe_status s = check_pointer("hidden_input", a->hidden_input, true, out, out_bytes, true);
+    moe_status s = validate_pointer("hidden_input", a->hidden_input, out, out_bytes, true);
     for (size_t i = 0; s == MOE_OK && i < sizeof tensors / sizeof tensors[0]; i++)
-        s = check_pointer(tensors[i].name, tensors[i].t, tensors[i].used, out, out_bytes, false);
+        if (tensors[i].t != NULL && tensors[i].used)
+            s = validate_pointer(tensors[i].name, tensors[i].t, out, out_bytes, false);
+    if (s == MOE_OK && p->experts != NULL)
+        s = validate_apart("experts", p->experts, p->experts->bytes, out, out_bytes);
     return s;
 }
 

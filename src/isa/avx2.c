@@ -4,4 +4,4 @@
 
 #include "../kernel_tmpl.h"
 
-const kernel_table kernel_table_avx2 = {"avx2", VEC_WIDTH, SLOTS(gate_up), SLOTS(down)};
+const kernel_table kernel_table_avx2 = KERNEL_TABLE("avx2");

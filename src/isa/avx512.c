@@ -4,4 +4,4 @@
 
 #include "../kernel_tmpl.h"
 
-const kernel_table kernel_table_avx512 = {"avx512", VEC_WIDTH, SLOTS(gate_up), SLOTS(down)};
+const kernel_table kernel_table_avx512 = KERNEL_TABLE("avx512");

@@ -4,4 +4,4 @@
 
 #include "../kernel_tmpl.h"
 
-const kernel_table kernel_table_neon = {"neon", VEC_WIDTH, SLOTS(gate_up), SLOTS(down)};
+const kernel_table kernel_table_neon = KERNEL_TABLE("neon");

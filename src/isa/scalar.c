@@ -4,8 +4,7 @@
  *
  * Every other instruction set's kernels equal these bit for bit.  Written to be read: a block of
  * weights is widened to f32, and each token's dot products with it are taken in canonical order. */
-#include "kernel.h"
-#include "numeric.h"
+#include "quantize_block.h"
 
 /* The widened weights of one block, [matrix][k][row], and the sums, [matrix][token][row]. */
 typedef float block_weights[2][KERNEL_PLAIN][KERNEL_ROWS];
@@ -13,11 +12,13 @@ typedef float panel_sums[2][KERNEL_TOKENS][KERNEL_ROWS];
 
 /* ---- weights --------------------------------------------------------------------------------- */
 
-/* The code of row r and term n of the line, its 32 bits being word. */
-static inline uint32_t code_of(uint32_t word, size_t n, kernel_format f)
+/* The code of row r and term k of a line. */
+static inline uint32_t code_of(const uint8_t *line, size_t r, size_t k, kernel_format f)
 {
-    size_t bits = kernel_bits(f);
-    return bits == 32 ? word : word >> ((n & 1) * 16 + (n >> 1) * bits) & ((1u << bits) - 1);
+    size_t at = kernel_bit_at(f, r, k), bits = kernel_bits(f);
+    uint32_t word;
+    memcpy(&word, line + at / 32 * 4, sizeof word);
+    return bits == 32 ? word : word >> at % 32 & ((1u << bits) - 1);
 }
 
 static inline float value_of(uint32_t code, kernel_format f)
@@ -32,17 +33,52 @@ static inline float value_of(uint32_t code, kernel_format f)
     }
 }
 
-/* w[k][r] of k terms from the lines of one matrix, stride bytes apart. */
+/* w[k][r] of k terms from the lines of one half, stride bytes apart. */
 static inline void widen(const uint8_t *lines, size_t stride, size_t k, kernel_format f,
                          float w[][KERNEL_ROWS])
 {
     size_t line_k = kernel_line_k(f);
-    for (size_t i = 0; i < k; i += line_k, lines += stride) {
-        uint32_t words[KERNEL_ROWS];
-        memcpy(words, lines, sizeof words);
-        for (size_t n = 0; n < line_k && i + n < k; n++)
+    for (size_t i = 0; i < k; i++)
+        for (size_t r = 0; r < KERNEL_ROWS; r++)
+            w[i][r] = value_of(code_of(lines + i / line_k * stride, r, i % line_k, f), f);
+}
+
+/* The bf16 of row r and term k of a bf12 panel's half, `lines`; escapes: those of the term's
+ * chunk. */
+static uint16_t bf12_weight(const kernel_bf12_head *head, const uint8_t *lines, size_t stride,
+                            size_t half, size_t r, size_t k, const kernel_bf12_escape *escapes,
+                            size_t count)
+{
+    const uint8_t *unit = lines + k / 8 * 3 * stride;
+    uint32_t code = code_of(unit, r, k % 8, FORMAT_BF12);
+    uint16_t rest;
+    if (code == 15) {
+        size_t place = (half * KERNEL_BLOCK + k % KERNEL_BLOCK) * KERNEL_ROWS + r;
+        for (size_t i = 0; i < count; i++)
+            if (escapes[i].place == place) return escapes[i].value;
+    }
+    memcpy(&rest, unit + (1 + k % 8 / 4) * stride + 4 * r + 2 * (k % 2), sizeof rest);
+    if (k % 4 > 1) rest = (uint16_t)(rest << 8 | rest >> 8);
+    return (uint16_t)((rest & 0x807F) | head->exponent[code] << 7);
+}
+
+/* w[half][k][r] of n terms from term first (a multiple of KERNEL_BLOCK) on of a bf12 panel. */
+static void widen_bf12(const kernel_panel *p, size_t first, size_t n, block_weights w)
+{
+    const kernel_bf12_head *head = (const kernel_bf12_head *)(const void *)p->stream;
+    const uint8_t *counts = p->stream + sizeof *head;
+    const kernel_bf12_escape *escapes =
+        (const kernel_bf12_escape *)(const void *)(p->stream + head->escapes_at);
+    size_t stride = p->halves * KERNEL_LINE;
+    for (size_t c = 0; c < first / KERNEL_BLOCK; c++) escapes += counts[c];
+    for (size_t i = 0; i < n; i++) {
+        size_t k = first + i, chunk = k / KERNEL_BLOCK;
+        if (i > 0 && k % KERNEL_BLOCK == 0) escapes += counts[chunk - 1];
+        for (size_t m = 0; m < p->halves; m++)
             for (size_t r = 0; r < KERNEL_ROWS; r++)
-                w[i + n][r] = value_of(code_of(words[r], n, f), f);
+                w[m][i][r] = num_from_bf16(bf12_weight(
+                    head, p->stream + head->lines_at + m * KERNEL_LINE, stride, m, r, k, escapes,
+                    counts[chunk]));
     }
 }
 
@@ -66,16 +102,16 @@ static inline void block_dot(const float *x, size_t k, float w[][KERNEL_ROWS], f
 }
 
 /* Plain weights: blocks of 512, each block's dot from +0, added left to right. */
-static inline void plain_sums(const uint8_t *panel, size_t matrices, size_t k,
-                              const kernel_tiles *tiles, kernel_format f, block_weights w,
-                              panel_sums sum)
+static inline void plain_sums(const kernel_panel *p, const kernel_tiles *tiles, kernel_format f,
+                              block_weights w, panel_sums sum)
 {
-    size_t stride = matrices * KERNEL_LINE;
-    for (size_t first = 0; first < k; first += KERNEL_PLAIN) {
-        size_t n = k - first < KERNEL_PLAIN ? k - first : KERNEL_PLAIN;
-        const uint8_t *lines = panel + first / kernel_line_k(f) * stride;
-        for (size_t m = 0; m < matrices; m++) {
-            widen(lines + m * KERNEL_LINE, stride, n, f, w[m]);
+    size_t stride = p->halves * KERNEL_LINE;
+    for (size_t first = 0; first < p->k; first += KERNEL_PLAIN) {
+        size_t n = p->k - first < KERNEL_PLAIN ? p->k - first : KERNEL_PLAIN;
+        const uint8_t *lines = p->stream + first / kernel_line_k(f) * stride;
+        if (f == FORMAT_BF12) widen_bf12(p, first, n, w);
+        for (size_t m = 0; m < p->halves; m++) {
+            if (f != FORMAT_BF12) widen(lines + m * KERNEL_LINE, stride, n, f, w[m]);
             for (size_t t = 0; t < tiles->tokens; t++) {
                 float acc[KERNEL_ROWS];
                 block_dot((const float *)row_of(tiles, t) + first, n, w[m], acc);
@@ -86,15 +122,15 @@ static inline void plain_sums(const uint8_t *panel, size_t matrices, size_t k,
 }
 
 /* MX weights: the dot of each block of 32 from +0, scaled into the sum by one fma. */
-static inline void mx_sums(const uint8_t *panel, size_t matrices, size_t k,
-                           const kernel_tiles *tiles, kernel_format f, block_weights w,
-                           panel_sums sum)
+static inline void mx_sums(const kernel_panel *p, const kernel_tiles *tiles, kernel_format f,
+                           block_weights w, panel_sums sum)
 {
-    for (size_t n = 0; n < k / KERNEL_BLOCK; n++) {
-        const uint8_t *lines = panel + kernel_block_at(f, matrices, n);
-        const uint8_t *scale = panel + kernel_scale_at(f, matrices, n);
-        for (size_t m = 0; m < matrices; m++, scale += KERNEL_ROWS) {
-            widen(lines + m * KERNEL_LINE, matrices * KERNEL_LINE, KERNEL_BLOCK, f, w[m]);
+    size_t stride = p->halves * KERNEL_LINE;
+    for (size_t n = 0; n < p->k / KERNEL_BLOCK; n++) {
+        const uint8_t *lines = p->stream + kernel_block_at(f, p->halves, n);
+        const uint8_t *scale = p->stream + kernel_scale_at(f, p->halves, n);
+        for (size_t m = 0; m < p->halves; m++, scale += KERNEL_ROWS) {
+            widen(lines + m * KERNEL_LINE, stride, KERNEL_BLOCK, f, w[m]);
             for (size_t t = 0; t < tiles->tokens; t++) {
                 float acc[KERNEL_ROWS];
                 block_dot((const float *)row_of(tiles, t) + n * KERNEL_BLOCK, KERNEL_BLOCK, w[m],
@@ -109,23 +145,20 @@ static inline void mx_sums(const uint8_t *panel, size_t matrices, size_t k,
 
 /* MXFP4 weights and int8 operands: each block's dot is an exact integer of twice the e2m1
  * values.  Codes lie in the order that kernel.h gives; half[n] is half of block n's scale. */
-static inline void int8_sums(const uint8_t *panel, size_t matrices, size_t k,
-                             const kernel_tiles *tiles, panel_sums sum)
+static inline void int8_sums(const kernel_panel *p, const kernel_tiles *tiles, panel_sums sum)
 {
-    for (size_t n = 0; n < k / KERNEL_BLOCK; n++) {
-        const uint8_t *lines = panel + kernel_block_at(FORMAT_MXFP4, matrices, n);
-        const uint8_t *scale = panel + kernel_scale_at(FORMAT_MXFP4, matrices, n);
-        for (size_t m = 0; m < matrices; m++, lines += KERNEL_LINE, scale += KERNEL_ROWS)
+    size_t stride = p->halves * KERNEL_LINE;
+    for (size_t n = 0; n < p->k / KERNEL_BLOCK; n++) {
+        const uint8_t *lines = p->stream + kernel_block_at(FORMAT_MXFP4, p->halves, n);
+        const uint8_t *scale = p->stream + kernel_scale_at(FORMAT_MXFP4, p->halves, n);
+        for (size_t m = 0; m < p->halves; m++, lines += KERNEL_LINE, scale += KERNEL_ROWS)
             for (size_t r = 0; r < KERNEL_ROWS; r++) {
                 int w[KERNEL_BLOCK];
-                for (size_t i = 0; i < KERNEL_BLOCK; i++) {
-                    uint32_t word;
-                    memcpy(&word, lines + i / 8 * matrices * KERNEL_LINE + r * 4, sizeof word);
-                    w[i] = num_e2m1_doubled(code_of(word, i % 8, FORMAT_MXFP4));
-                }
+                for (size_t i = 0; i < KERNEL_BLOCK; i++)
+                    w[i] = num_e2m1_doubled(code_of(lines + i / 8 * stride, r, i % 8, FORMAT_MXFP4));
                 for (size_t t = 0; t < tiles->tokens; t++) {
                     const int8_t *q = (const int8_t *)row_of(tiles, t) + n * KERNEL_BLOCK;
-                    const float *half = (const float *)row_of(tiles, t) + k / 4;
+                    const float *half = (const float *)row_of(tiles, t) + p->k / 4;
                     int dot = 0;
                     for (size_t i = 0; i < KERNEL_BLOCK; i++)
                         dot += q[i] * w[i / 8 * 8 + kernel_int8_k(i % 8)];
@@ -136,17 +169,17 @@ static inline void int8_sums(const uint8_t *panel, size_t matrices, size_t k,
     }
 }
 
-static inline void sums(const uint8_t *panel, size_t matrices, size_t k, const kernel_tiles *tiles,
-                        kernel_format f, kernel_operand o, panel_sums sum)
+static inline void sums(const kernel_panel *p, const kernel_tiles *tiles, kernel_format f,
+                        kernel_operand o, panel_sums sum)
 {
     block_weights w;
-    for (size_t m = 0; m < matrices; m++) memset(sum[m], 0, tiles->tokens * sizeof sum[m][0]);
+    for (size_t m = 0; m < 2; m++) memset(sum[m], 0, tiles->tokens * sizeof sum[m][0]);
     if (o == OPERAND_INT8)
-        int8_sums(panel, matrices, k, tiles, sum);
+        int8_sums(p, tiles, sum);
     else if (kernel_is_mx(f))
-        mx_sums(panel, matrices, k, tiles, f, w, sum);
+        mx_sums(p, tiles, f, w, sum);
     else
-        plain_sums(panel, matrices, k, tiles, f, w, sum);
+        plain_sums(p, tiles, f, w, sum);
 }
 
 /* ---- from the sums to the rows --------------------------------------------------------------- */
@@ -180,11 +213,11 @@ static inline void gate_up(const kernel_gate_up *a, kernel_format f, kernel_oper
 {
     const kernel_point *p = a->point;
     panel_sums sum;
-    sums(a->panel, 2, a->k, &a->tiles, f, o, sum);
+    sums(&a->panel, &a->tiles, f, o, sum);
     for (size_t t = 0; t < a->tiles.tokens; t++)
         for (size_t r = 0; r < KERNEL_ROWS; r++) {
-            float g = clamp(affine(sum[0][t][r], &a->gate, r), p->gate_upper, p->gate_lower);
-            float u = clamp(affine(sum[1][t][r], &a->up, r), p->up_upper, p->up_lower);
+            float g = clamp(affine(sum[0][t][r], &a->panel.rows[0], r), p->gate_upper, p->gate_lower);
+            float u = clamp(affine(sum[1][t][r], &a->panel.rows[1], r), p->up_upper, p->up_lower);
             a->mid[t * a->mid_stride + r] = activate(p, g) * (u + p->up_offset);
         }
 }
@@ -192,10 +225,12 @@ static inline void gate_up(const kernel_gate_up *a, kernel_format f, kernel_oper
 static inline void down(const kernel_down *a, kernel_format f, kernel_operand o)
 {
     panel_sums sum;
-    sums(a->panel, 1, a->k, &a->tiles, f, o, sum);
+    sums(&a->panel, &a->tiles, f, o, sum);
     for (size_t t = 0; t < a->tiles.tokens; t++)
-        for (size_t r = 0; r < KERNEL_ROWS; r++)
-            a->y[t * a->y_stride + r] = affine(sum[0][t][r], &a->down, r);
+        for (size_t m = 0; m < a->panel.halves; m++)
+            for (size_t r = 0; r < KERNEL_ROWS; r++)
+                a->y[t * a->y_stride + m * KERNEL_ROWS + r] =
+                    affine(sum[m][t][r], &a->panel.rows[m], r);
 }
 
 /* ---- the table ------------------------------------------------------------------------------- */
@@ -218,6 +253,7 @@ KERNEL_PAIR(e4m3fn, FORMAT_E4M3FN, OPERAND_F32)
 KERNEL_PAIR(mxfp8, FORMAT_MXFP8, OPERAND_F32)
 KERNEL_PAIR(mxfp4, FORMAT_MXFP4, OPERAND_F32)
 KERNEL_PAIR(mxfp4_int8, FORMAT_MXFP4, OPERAND_INT8)
+KERNEL_PAIR(bf12, FORMAT_BF12, OPERAND_F32)
 
 #define SLOTS(kind)                                                                                \
     {                                                                                              \
@@ -225,6 +261,9 @@ KERNEL_PAIR(mxfp4_int8, FORMAT_MXFP4, OPERAND_INT8)
         [FORMAT_E4M3_IEEE] = {kind##_e4m3_ieee}, [FORMAT_E4M3FN] = {kind##_e4m3fn},                \
         [FORMAT_MXFP8] = {kind##_mxfp8},                                                           \
         [FORMAT_MXFP4] = {[OPERAND_F32] = kind##_mxfp4, [OPERAND_INT8] = kind##_mxfp4_int8},       \
+            [FORMAT_BF12] = {kind##_bf12},       \
     }
 
-const kernel_table kernel_table_scalar = {"scalar", 1, SLOTS(gate_up), SLOTS(down)};
+const kernel_table kernel_table_scalar = {"scalar",       1,
+                                          SLOTS(gate_up), SLOTS(down),
+                                          quantize_tokens, reduce_terms};

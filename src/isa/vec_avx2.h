@@ -4,7 +4,8 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#define VEC_WIDTH 4
+#define VEC_WIDTH 6
+#define VEC_BOTH  2
 #define V_INLINE  static inline __attribute__((always_inline))
 
 typedef struct vec {
@@ -103,6 +104,15 @@ V_INLINE vec v_scale(vec p, vec t, vec magic)
 
 /* ---- e8m0 scales, a byte for each row: num_e8m0 and num_e8m0_low ----------------------------- */
 
+/* Bytes other than 0 and 255. */
+V_INLINE vec v_e8m0_normal(const uint8_t *s)
+{
+    __m128i e = _mm_loadu_si128((const __m128i *)(const void *)s);
+    return (vec){_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(e), 23)),
+                 _mm256_castsi256_ps(
+                     _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(e, e)), 23))};
+}
+
 V_INLINE __m256 half_e8m0(const uint8_t *s)
 {
     __m256i e = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(const void *)s));
@@ -128,12 +138,6 @@ V_INLINE vec v_e8m0_low(const uint8_t *s)
     return (vec){half_e8m0_low(s), half_e8m0_low(s + 8)};
 }
 
-V_INLINE int l_has_zero(const uint8_t *s)
-{
-    __m128i e = _mm_loadu_si128((const __m128i *)(const void *)s);
-    return _mm_movemask_epi8(_mm_cmpeq_epi8(e, _mm_setzero_si128())) != 0;
-}
-
 /* ---- lines ----------------------------------------------------------------------------------- */
 
 V_INLINE line l_load(const uint8_t *p)
@@ -147,6 +151,23 @@ V_INLINE void l_store(uint8_t *p, line x)
     __m256i *q = (__m256i *)(void *)p;
     _mm256_storeu_si256(q, x.a);
     _mm256_storeu_si256(q + 1, x.b);
+}
+
+/* The 32 bits at p in every lane. */
+V_INLINE line l_word(const uint8_t *p)
+{
+    int word;
+    __builtin_memcpy(&word, p, sizeof word);
+    return (line){_mm256_set1_epi32(word), _mm256_set1_epi32(word)};
+}
+
+/* Whether one of 64 e8m0 bytes is 0 or 255. */
+V_INLINE int l_has_special(line x)
+{
+    const __m256i zero = _mm256_setzero_si256(), nan = _mm256_set1_epi8((char)255);
+    __m256i a = _mm256_or_si256(_mm256_cmpeq_epi8(x.a, zero), _mm256_cmpeq_epi8(x.a, nan));
+    __m256i b = _mm256_or_si256(_mm256_cmpeq_epi8(x.b, zero), _mm256_cmpeq_epi8(x.b, nan));
+    return _mm256_movemask_epi8(_mm256_or_si256(a, b)) != 0;
 }
 
 V_INLINE void l_prefetch(const uint8_t *p)
@@ -168,19 +189,10 @@ V_INLINE vec v_odd(line x)
                  _mm256_castsi256_ps(_mm256_and_si256(x.b, high))};
 }
 
-/* The 16 low halves of 32-bit lanes as f16. */
-V_INLINE vec half_from_f16(__m256i a, __m256i b)
+V_INLINE vec v_from_f16(const uint8_t *p)
 {
-    __m256i h = _mm256_permute4x64_epi64(_mm256_packus_epi32(a, b), 0xD8);
-    return (vec){_mm256_cvtph_ps(_mm256_castsi256_si128(h)),
-                 _mm256_cvtph_ps(_mm256_extracti128_si256(h, 1))};
-}
-
-V_INLINE void v_from_f16(line x, vec *even, vec *odd)
-{
-    const __m256i low = _mm256_set1_epi32(0xFFFF);
-    *even = half_from_f16(_mm256_and_si256(x.a, low), _mm256_and_si256(x.b, low));
-    *odd = half_from_f16(_mm256_srli_epi32(x.a, 16), _mm256_srli_epi32(x.b, 16));
+    const __m128i *q = (const __m128i *)(const void *)p;
+    return (vec){_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
 }
 
 V_INLINE __m256i half_e2m1(__m256i a)
@@ -211,15 +223,23 @@ V_INLINE line l_e2m1(line x, int j)
     }
 }
 
-V_INLINE __m256i half_e4m3(__m256i code, int ieee)
+/* Codes in the high byte of each 16 bits as bf16, but for those below 2^-6 and NaN. */
+V_INLINE __m256i half_e4m3(__m256i a)
+{
+    __m256i x = _mm256_and_si256(_mm256_srai_epi16(a, 4), _mm256_set1_epi16((short)0x87F0));
+    return _mm256_add_epi16(x, _mm256_set1_epi16(0x3C00));
+}
+
+/* The same for every code. */
+V_INLINE __m256i half_e4m3_special(__m256i a, int ieee)
 {
     /* m / 8 * 2^-6 for m = 0..7, the low and the high bytes of the bf16 */
     const __m256i low_byte = _mm256_broadcastsi128_si256(
         _mm_set_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0x60, 0x40, 0x20, 0, (char)0xC0, (char)0x80, 0, 0));
     const __m256i high_byte = _mm256_broadcastsi128_si256(
         _mm_set_epi8(0, 0, 0, 0, 0, 0, 0, 0, 0x3C, 0x3C, 0x3C, 0x3C, 0x3B, 0x3B, 0x3B, 0));
-    __m256i mag = _mm256_and_si256(code, _mm256_set1_epi16(0x7F));
-    __m256i v = _mm256_add_epi16(_mm256_slli_epi16(mag, 4), _mm256_set1_epi16(0x3C00));
+    __m256i mag = _mm256_and_si256(_mm256_srli_epi16(a, 8), _mm256_set1_epi16(0x7F));
+    __m256i v = half_e4m3(_mm256_slli_epi16(mag, 8));
     __m256i small = _mm256_or_si256(_mm256_shuffle_epi8(low_byte, mag),
                                     _mm256_shuffle_epi8(high_byte, _mm256_slli_epi16(mag, 8)));
     v = _mm256_blendv_epi8(v, small, _mm256_cmpgt_epi16(_mm256_set1_epi16(8), mag));
@@ -229,15 +249,80 @@ V_INLINE __m256i half_e4m3(__m256i code, int ieee)
         v = _mm256_blendv_epi8(v, _mm256_set1_epi16(0x7F80),
                                _mm256_cmpeq_epi16(mag, _mm256_set1_epi16(0x78)));
     v = _mm256_blendv_epi8(v, _mm256_set1_epi16(0x7FC0), nan);
-    return _mm256_or_si256(v,
-                           _mm256_slli_epi16(_mm256_and_si256(code, _mm256_set1_epi16(0x80)), 8));
+    return _mm256_or_si256(v, _mm256_and_si256(a, _mm256_set1_epi16((short)0x8000)));
 }
 
-/* Pair j of the two in a line of e4m3. */
-V_INLINE line l_e4m3(line x, int j, int ieee)
+/* Whether a code is below 2^-6 (its doubled byte, 16 or less, becomes 112 to 126) or has no finite
+ * value below 2^8 (109 or more). */
+V_INLINE __m256i half_e4m3_is_special(__m256i a, int ieee)
 {
-    if (j == 1) x = (line){_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)};
-    return (line){half_e4m3(x.a, ieee), half_e4m3(x.b, ieee)};
+    __m256i x = _mm256_add_epi8(_mm256_add_epi8(a, a), _mm256_set1_epi8(112));
+    return _mm256_cmpgt_epi8(x, _mm256_set1_epi8(ieee ? 95 : 109));
+}
+
+/* A line of e4m3, and then pair j of its two as bf16. */
+V_INLINE void l_e4m3(line x, int ieee, line *first, line *second)
+{
+    const __m256i zero = _mm256_setzero_si256();
+    __m256i special =
+        _mm256_or_si256(half_e4m3_is_special(x.a, ieee), half_e4m3_is_special(x.b, ieee));
+    *first = (line){_mm256_unpacklo_epi8(zero, x.a), _mm256_unpacklo_epi8(zero, x.b)};
+    *second = (line){_mm256_unpackhi_epi8(zero, x.a), _mm256_unpackhi_epi8(zero, x.b)};
+    if (__builtin_expect(_mm256_testz_si256(special, special), 1)) {
+        *first = (line){half_e4m3(first->a), half_e4m3(first->b)};
+        *second = (line){half_e4m3(second->a), half_e4m3(second->b)};
+    } else {
+        *first = (line){half_e4m3_special(first->a, ieee), half_e4m3_special(first->b, ieee)};
+        *second = (line){half_e4m3_special(second->a, ieee), half_e4m3_special(second->b, ieee)};
+    }
+}
+
+V_INLINE line l_e4m3_pair(line first, line second, int j)
+{
+    return j == 0 ? first : second;
+}
+
+/* bf12: bits 8 to 1 of 16 exponents, which are a bf16's high byte, and bit 0, its low byte's top. */
+typedef struct l_table {
+    __m256i high, low;
+} l_table;
+
+V_INLINE l_table l_bf12_table(const uint8_t *exponent)
+{
+    __m256i e =
+        _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)exponent));
+    const __m256i one = _mm256_set1_epi8(1);
+    return (l_table){_mm256_and_si256(_mm256_srli_epi16(e, 1), _mm256_set1_epi8(0x7F)),
+                     _mm256_slli_epi16(_mm256_and_si256(e, one), 7)};
+}
+
+/* codes: one in the low 4 bits of each 16. */
+V_INLINE __m256i half_bf12(__m256i codes, __m256i rest, const l_table *table)
+{
+    __m256i code = _mm256_and_si256(codes, _mm256_set1_epi16(15));
+    __m256i low = _mm256_or_si256(code, _mm256_set1_epi16((short)0x8000)); /* 0x80 looks up 0 */
+    __m256i high = _mm256_or_si256(_mm256_slli_epi16(code, 8), _mm256_set1_epi16(0x80));
+    __m256i e = _mm256_or_si256(_mm256_shuffle_epi8(table->low, low),
+                                _mm256_shuffle_epi8(table->high, high));
+    return _mm256_or_si256(e, _mm256_and_si256(rest, _mm256_set1_epi16((short)0x807F)));
+}
+
+V_INLINE __m256i half_swap_bytes(__m256i x)
+{
+    return _mm256_or_si256(_mm256_slli_epi16(x, 8), _mm256_srli_epi16(x, 8));
+}
+
+/* Pair j of the four of a line of codes, rest: the line that has its signs and mantissas. */
+V_INLINE line l_bf12(line codes, line rest, int j, const l_table *table)
+{
+    if (j % 2 == 1) rest = (line){half_swap_bytes(rest.a), half_swap_bytes(rest.b)};
+    switch (j) {
+    case 0: break;
+    case 1: codes = (line){_mm256_srli_epi16(codes.a, 4), _mm256_srli_epi16(codes.b, 4)}; break;
+    case 2: codes = (line){_mm256_srli_epi16(codes.a, 8), _mm256_srli_epi16(codes.b, 8)}; break;
+    default: codes = (line){_mm256_srli_epi16(codes.a, 12), _mm256_srli_epi16(codes.b, 12)};
+    }
+    return (line){half_bf12(codes.a, rest.a, table), half_bf12(codes.b, rest.b, table)};
 }
 
 /* ---- int8 ------------------------------------------------------------------------------------ */
@@ -251,15 +336,14 @@ V_INLINE vec v_from_int(ivec x)
     return (vec){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)};
 }
 
-/* acc + the dot of four unsigned weights of each row and the four signed codes at p. */
-V_INLINE ivec i_dot(ivec acc, line w, const uint8_t *p)
+/* acc + the dots of four unsigned weights and four signed codes. */
+V_INLINE ivec i_dot(ivec acc, line w, line codes)
 {
-    int codes;
-    __builtin_memcpy(&codes, p, sizeof codes);
-    const __m256i x = _mm256_set1_epi32(codes), one = _mm256_set1_epi16(1);
+    const __m256i one = _mm256_set1_epi16(1);
     /* pairs are at most 2 * 24 * 127: no saturation */
-    return (ivec){_mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, x), one)),
-                  _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w.b, x), one))};
+    return (ivec){
+        _mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, codes.a), one)),
+        _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w.b, codes.b), one))};
 }
 
 V_INLINE __m256i half_e2m1_bytes(__m256i a)

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* vec_avx512.h - the vocabulary of kernel_tmpl.h in AVX-512 F, BW, DQ, VL; with VEC_VNNI
- * and VEC_BF16 defined by the including file also those. */
+/* vec_avx512.h - the vocabulary of kernel_tmpl.h in AVX-512 F, BW, DQ, VL; with VEC_VNNI,
+ * VEC_VBMI (VBMI and VBMI2) and VEC_BF16 defined by the including file also those. */
 #include <immintrin.h>
 #include <stdint.h>
 
 #define VEC_WIDTH 12
+#define VEC_BOTH  12
 #define V_INLINE  static inline __attribute__((always_inline))
 
 typedef __m512 vec;
@@ -84,6 +85,13 @@ V_INLINE vec v_scale(vec p, vec t, vec magic)
 
 /* ---- e8m0 scales, a byte for each row: num_e8m0 and num_e8m0_low ----------------------------- */
 
+/* Bytes other than 0 and 255. */
+V_INLINE vec v_e8m0_normal(const uint8_t *s)
+{
+    __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)s));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(e, 23));
+}
+
 V_INLINE vec v_e8m0(const uint8_t *s)
 {
     __m512i e = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)(const void *)s));
@@ -99,12 +107,6 @@ V_INLINE vec v_e8m0_low(const uint8_t *s)
     return _mm512_mask_blend_ps(zero, _mm512_set1_ps(1.0f), _mm512_set1_ps(0.5f));
 }
 
-V_INLINE int l_has_zero(const uint8_t *s)
-{
-    __m128i e = _mm_loadu_si128((const __m128i *)(const void *)s);
-    return _mm_movemask_epi8(_mm_cmpeq_epi8(e, _mm_setzero_si128())) != 0;
-}
-
 /* ---- lines ----------------------------------------------------------------------------------- */
 
 V_INLINE line l_load(const uint8_t *p)
@@ -114,6 +116,19 @@ V_INLINE line l_load(const uint8_t *p)
 V_INLINE void l_store(uint8_t *p, line a)
 {
     _mm512_storeu_si512(p, a);
+}
+/* The 32 bits at p in every lane. */
+V_INLINE line l_word(const uint8_t *p)
+{
+    int word;
+    __builtin_memcpy(&word, p, sizeof word);
+    return _mm512_set1_epi32(word);
+}
+/* Whether one of 64 e8m0 bytes is 0 or 255. */
+V_INLINE int l_has_special(line a)
+{
+    return (_mm512_testn_epi8_mask(a, a) |
+            _mm512_cmpeq_epi8_mask(a, _mm512_set1_epi8((char)255))) != 0;
 }
 V_INLINE void l_prefetch(const uint8_t *p)
 {
@@ -131,10 +146,9 @@ V_INLINE vec v_odd(line a)
     return _mm512_castsi512_ps(_mm512_and_si512(a, _mm512_set1_epi32((int)0xFFFF0000)));
 }
 
-V_INLINE void v_from_f16(line a, vec *even, vec *odd)
+V_INLINE vec v_from_f16(const uint8_t *p)
 {
-    *even = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(a));
-    *odd = _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(a, 16)));
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
 
 /* Pair j of the four in a line of e2m1: both 16-bit halves have their code at bit 4 j; the table
@@ -153,37 +167,112 @@ V_INLINE line l_e2m1(line a, int j)
                                     table);
 }
 
-/* Pair j of the two in a line of e4m3. */
-V_INLINE line l_e4m3(line a, int j, int ieee)
+/* A line of e4m3, and then pair j of its two as bf16. */
+#ifdef VEC_VBMI
+
+/* The high and the low bytes of the bf16 of codes 0 to 127, by exponent: 0, then 1 to 14 that both
+ * kinds share, then 15. */
+#define EIGHT(x)   x, x, x, x, x, x, x, x
+#define SIXTEEN(x) EIGHT(x), EIGHT(x)
+#define MANTISSA   0x00, 0x10, 0x20, 0x30, 0x40, 0x50, 0x60, 0x70
+#define MANTISSAS  0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xF0, MANTISSA
+#define E4M3_HIGH                                                                                  \
+    0x00, 0x3B, 0x3B, 0x3B, 0x3C, 0x3C, 0x3C, 0x3C, EIGHT(0x3C), SIXTEEN(0x3D), SIXTEEN(0x3E),     \
+        SIXTEEN(0x3F), SIXTEEN(0x40), SIXTEEN(0x41), SIXTEEN(0x42), EIGHT(0x43)
+#define E4M3_LOW                                                                                   \
+    0x00, 0x00, 0x80, 0xC0, 0x00, 0x20, 0x40, 0x60, MANTISSAS, MANTISSAS, MANTISSAS, MANTISSAS,    \
+        MANTISSAS, MANTISSAS, MANTISSAS
+static const uint8_t e4m3_high[2][128] = {
+    {E4M3_HIGH, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x43, 0x7F},
+    {E4M3_HIGH, EIGHT(0x7F)},
+};
+static const uint8_t e4m3_low[2][128] = {
+    {E4M3_LOW, 0x80, 0x90, 0xA0, 0xB0, 0xC0, 0xD0, 0xE0, 0xC0},
+    {E4M3_LOW, 0x80, 0xC0, 0xC0, 0xC0, 0xC0, 0xC0, 0xC0, 0xC0},
+};
+
+V_INLINE void l_e4m3(line a, int ieee, line *high, line *low)
 {
-    const __m512i byte = _mm512_set1_epi16(0x7F);
+    const line sign = _mm512_set1_epi8((char)0x80);
+    line h = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_high[ieee]), a,
+                                      _mm512_loadu_si512(e4m3_high[ieee] + 64));
+    *high = _mm512_ternarylogic_epi32(h, a, sign, 0xF8); /* h | (a & sign) */
+    *low = _mm512_permutex2var_epi8(_mm512_loadu_si512(e4m3_low[ieee]), a,
+                                    _mm512_loadu_si512(e4m3_low[ieee] + 64));
+}
+
+V_INLINE line l_e4m3_pair(line high, line low, int j)
+{
+    return j == 0 ? _mm512_unpacklo_epi8(low, high) : _mm512_unpackhi_epi8(low, high);
+}
+
+#else
+
+/* A code in the high byte of each 16 bits as bf16. */
+V_INLINE line e4m3_wide(line a, int ieee)
+{
     const __m512i table = /* m / 8 * 2^-6 for m = 0..7 */
         _mm512_broadcast_i32x4(
             _mm_set_epi16(0x3C60, 0x3C40, 0x3C20, 0x3C00, 0x3BC0, 0x3B80, 0x3B00, 0));
-    line code = j == 0 ? a : _mm512_srli_epi16(a, 8);
-    line mag = _mm512_and_si512(code, byte);
-    line v = _mm512_add_epi16(_mm512_slli_epi16(mag, 4), _mm512_set1_epi16(0x3C00));
-    v = _mm512_mask_permutexvar_epi16(v, _mm512_cmplt_epu16_mask(mag, _mm512_set1_epi16(8)), mag,
-                                      table);
-    if (ieee) {
-        v = _mm512_mask_mov_epi16(v, _mm512_cmpeq_epu16_mask(mag, _mm512_set1_epi16(0x78)),
+    line x = _mm512_and_si512(_mm512_srai_epi16(a, 4), _mm512_set1_epi16((short)0x87F0));
+    line v = _mm512_add_epi16(x, _mm512_set1_epi16(0x3C00));
+    line mag = _mm512_and_si512(x, _mm512_set1_epi16(0x7F0));
+    __mmask32 small = _mm512_cmplt_epu16_mask(mag, _mm512_set1_epi16(0x80));
+    line sign = _mm512_and_si512(a, _mm512_set1_epi16((short)0x8000));
+    v = _mm512_mask_permutexvar_epi16(v, small, _mm512_srli_epi16(mag, 4), table);
+    if (ieee)
+        v = _mm512_mask_mov_epi16(v, _mm512_cmpeq_epu16_mask(mag, _mm512_set1_epi16(0x780)),
                                   _mm512_set1_epi16(0x7F80));
-        v = _mm512_mask_mov_epi16(v, _mm512_cmpgt_epu16_mask(mag, _mm512_set1_epi16(0x78)),
-                                  _mm512_set1_epi16(0x7FC0));
-    } else {
-        v = _mm512_mask_mov_epi16(v, _mm512_cmpeq_epu16_mask(mag, byte), _mm512_set1_epi16(0x7FC0));
-    }
-    return _mm512_or_si512(v,
-                           _mm512_slli_epi16(_mm512_and_si512(code, _mm512_set1_epi16(0x80)), 8));
+    v = _mm512_mask_mov_epi16(
+        v, _mm512_cmpgt_epu16_mask(mag, _mm512_set1_epi16(ieee ? 0x780 : 0x7E0)),
+        _mm512_set1_epi16(0x7FC0));
+    return _mm512_or_si512(v, sign);
+}
+
+V_INLINE void l_e4m3(line a, int ieee, line *first, line *second)
+{
+    *first = e4m3_wide(_mm512_unpacklo_epi8(_mm512_setzero_si512(), a), ieee);
+    *second = e4m3_wide(_mm512_unpackhi_epi8(_mm512_setzero_si512(), a), ieee);
+}
+
+V_INLINE line l_e4m3_pair(line first, line second, int j)
+{
+    return j == 0 ? first : second;
+}
+
+#endif
+
+/* bf12: the exponents of 16 codes, ready to look up. */
+typedef __m512i l_table;
+
+V_INLINE l_table l_bf12_table(const uint8_t *exponent)
+{
+    __m256i e = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)(const void *)exponent));
+    return _mm512_broadcast_i64x4(_mm256_slli_epi16(e, 7));
+}
+
+/* Pair j of the four of a line of codes, rest: the line that has its signs and mantissas. */
+V_INLINE line l_bf12(line codes, line rest, int j, const l_table *table)
+{
+    line e = _mm512_permutexvar_epi16(j == 0   ? codes
+                                      : j == 1 ? _mm512_srli_epi16(codes, 4)
+                                      : j == 2 ? _mm512_srli_epi16(codes, 8)
+                                               : _mm512_srli_epi16(codes, 12),
+                                      *table);
+#ifdef VEC_VBMI
+    if (j % 2 == 1) rest = _mm512_shldi_epi16(rest, rest, 8);
+#else
+    if (j % 2 == 1)
+        rest = _mm512_or_si512(_mm512_slli_epi16(rest, 8), _mm512_srli_epi16(rest, 8));
+#endif
+    return _mm512_ternarylogic_epi32(e, rest, _mm512_set1_epi16((short)0x807F), 0xF8);
 }
 
 #ifdef VEC_BF16
-/* fma(x[2j], w[2j], fma(x[2j+1], w[2j+1], acc)) with x the pair at p. */
-V_INLINE vec v_dot_bf16(vec acc, line w, const uint8_t *p)
+/* fma(x[2j], w[2j], fma(x[2j+1], w[2j+1], acc)). */
+V_INLINE vec v_dot_bf16(vec acc, line w, line x)
 {
-    int pair;
-    __builtin_memcpy(&pair, p, sizeof pair);
-    return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(pair));
+    return _mm512_dpbf16_ps(acc, (__m512bh)w, (__m512bh)x);
 }
 #endif
 
@@ -198,16 +287,13 @@ V_INLINE vec v_from_int(ivec a)
     return _mm512_cvtepi32_ps(a);
 }
 
-/* acc + the dot of four unsigned weights of each row and the four signed codes at p. */
-V_INLINE ivec i_dot(ivec acc, line w, const uint8_t *p)
+/* acc + the dots of four unsigned weights and four signed codes. */
+V_INLINE ivec i_dot(ivec acc, line w, line codes)
 {
-    int codes;
-    __builtin_memcpy(&codes, p, sizeof codes);
 #ifdef VEC_VNNI
-    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(codes));
+    return _mm512_dpbusd_epi32(acc, w, codes);
 #else
-    __m512i pairs =
-        _mm512_maddubs_epi16(w, _mm512_set1_epi32(codes)); /* at most 2 * 24 * 127: no saturation */
+    __m512i pairs = _mm512_maddubs_epi16(w, codes); /* at most 2 * 24 * 127: no saturation */
     return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 #endif
 }
