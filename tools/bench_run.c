@@ -52,6 +52,11 @@ static int open_threads(bench *b)
     return b->team ? CLI_OK : cli_failure(b->cli, "out of memory");
 }
 
+static size_t images_of(const bench *b, size_t f)
+{
+    return b->images ? b->images : bench_images(&b->plan.shape, b->plan.formats[f]);
+}
+
 /* Bytes of all that will be made: an upper bound. */
 static int needed_memory(bench *b, double *bytes)
 {
@@ -65,8 +70,8 @@ static int needed_memory(bench *b, double *bytes)
         moe_status status = moe_experts_bytes(b->context, &args, &one);
         if (status != MOE_OK) return refused(b, status);
         *bytes += one < b->working_set ? (double)one + (double)b->working_set : (double)one;
-        double source = (double)bench_images(&p->shape, p->formats[f]) *
-                        (double)bench_image_bytes(&p->shape, p->formats[f]);
+        double source =
+            (double)images_of(b, f) * (double)bench_image_bytes(&p->shape, p->formats[f]);
         if (source > sources) sources = source;
     }
     *bytes += sources;
@@ -85,7 +90,7 @@ static int check_memory(bench *b)
                        b->plan.n_formats > 1 ? ", and fewer --weights take less" : "");
 }
 
-static int open_layer(bench *b, size_t f, size_t images)
+static int open_layer(bench *b, size_t f)
 {
     const bench_plan *p = &b->plan;
     bench_format format = p->formats[f];
@@ -93,8 +98,7 @@ static int open_layer(bench *b, size_t f, size_t images)
     snprintf(what, sizeof what, "%s: making", bench_format_name(format));
     cli_progress((double)f / (double)p->n_formats, what);
     bench_source_free(&b->source);
-    if (images == 0) images = bench_images(&p->shape, format);
-    if (!bench_source_make(&b->source, &p->shape, format, images, p->seed, b->team))
+    if (!bench_source_make(&b->source, &p->shape, format, images_of(b, f), p->seed, b->team))
         return refused(b, MOE_E_NOMEM);
     snprintf(what, sizeof what, "%s: packing", bench_format_name(format));
     cli_progress(((double)f + 0.3) / (double)p->n_formats, what);
@@ -119,7 +123,7 @@ static void choose_tokens(bench *b)
 int bench_open(bench *b, cli *c, const bench_plan *plan, size_t images)
 {
     char message[512];
-    *b = (bench){.cli = c, .plan = *plan};
+    *b = (bench){.cli = c, .plan = *plan, .images = images};
     int code = open_threads(b);
     if (code == CLI_OK) code = check_memory(b);
     if (code != CLI_OK) return code;
@@ -137,7 +141,7 @@ int bench_open(bench *b, cli *c, const bench_plan *plan, size_t images)
         return refused(b, MOE_E_NOMEM);
     cli_progress(0, "reading memory");
     if (!ceiling_reader_open(&b->reader, b->team, b->working_set)) return refused(b, MOE_E_NOMEM);
-    for (size_t f = 0; code == CLI_OK && f < plan->n_formats; f++) code = open_layer(b, f, images);
+    for (size_t f = 0; code == CLI_OK && f < plan->n_formats; f++) code = open_layer(b, f);
     return code;
 }
 

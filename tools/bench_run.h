@@ -52,7 +52,7 @@ typedef struct bench {
     bench_plan plan;
     moe_context *context;
     int cpu[MACHINE_MAX_CPUS];
-    size_t cpus, llc, working_set;
+    size_t cpus, llc, working_set, images; /* images: different experts of a layer, 0: enough */
     bool pinned;
     team *team;
     ceiling_reader reader;

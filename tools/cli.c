@@ -99,11 +99,14 @@ bool cli_number(const char *text, long long low, long long high, long long *valu
     return true;
 }
 
-bool cli_numbers(char *list, long long low, long long high, size_t *number, size_t most, size_t *n)
+bool cli_numbers(const char *list, long long low, long long high, size_t *number, size_t most,
+                 size_t *n)
 {
+    char copy[512], *rest = copy;
     long long value;
     *n = 0;
-    for (char *item; (item = strsep(&list, ",")) != NULL;) {
+    if (snprintf(copy, sizeof copy, "%s", list) >= (int)sizeof copy) return false;
+    for (char *item; (item = strsep(&rest, ",")) != NULL;) {
         if (*n == most || !cli_number(item, low, high, &value)) return false;
         number[(*n)++] = (size_t)value;
     }

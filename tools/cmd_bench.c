@@ -146,9 +146,9 @@ static int parse_option(command *m, int opt)
     case OPT_TOKENS:
         if (!cli_numbers(optarg, 1, BENCH_MAX_T, m->plan.tokens, BENCH_MAX_BATCHES,
                          &m->plan.n_tokens))
-            return cli_usage_error(c,
-                                   "--tokens: must be up to %d numbers from 1 to %d, with commas",
-                                   BENCH_MAX_BATCHES, BENCH_MAX_T);
+            return cli_usage_error(
+                c, "--tokens %s: must be up to %d numbers from 1 to %d, with commas", optarg,
+                BENCH_MAX_BATCHES, BENCH_MAX_T);
         break;
     case OPT_ROUTING:
         m->routing = optarg;
@@ -185,7 +185,7 @@ static int check_shape(command *m)
     char message[256];
     if (!shape_parse(m->shape, s, message, sizeof message))
         return cli_usage_error(c, "--shape %s: %s%s", m->shape, message,
-                               strncmp(message, "no such", 7) == 0 ? " (--list-shapes has all)"
+                               strncmp(message, "no such", 7) == 0 ? "; --list-shapes has all"
                                                                    : "");
     if (!shape_is_supported(s))
         return cli_usage_error(c, "--shape %s: its activation (%s) is not the operator's", s->name,

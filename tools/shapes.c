@@ -116,12 +116,13 @@ static size_t model_unlikeness(const char *wanted, const model *m)
     return best;
 }
 
-/* ": is it a, b or c?" with up to four models that are near; none: nothing is. */
+/* "; near it: a, b" with up to four models that are near; nothing if none is. */
 static void suggest(const char *wanted, char *message, size_t size)
 {
-    enum { MOST = 4, FAR = 5 };
-    size_t found = 0, length = strlen(message);
-    for (size_t d = 1; d < FAR && found < MOST; d++)
+    enum { MOST = 4, FAR = 4 };
+    size_t found = 0, length = strlen(message), far = strlen(wanted) / 3;
+    if (far > FAR) far = FAR;
+    for (size_t d = 1; d <= far && found < MOST; d++)
         for (size_t i = 0; i < COUNT(MODELS) && found < MOST && length < size; i++) {
             if (model_unlikeness(wanted, &MODELS[i]) != d) continue;
             length += (size_t)snprintf(message + length, size - length, "%s%s",
