@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ceiling_arm.c - loads and dot products of 64-bit Arm, from registers.
  *
- * Owns the instructions; ceiling.c owns the time.  SDOT, which not every Arm has, is written as
- * itself, so that the file needs no flags; it is run only at the level that has it. */
+ * Owns the instructions; ceiling.c owns the time.  SDOT, which not every Arm has, is run only at the
+ * level that has it; it is written as itself, since not every arm_neon.h has it without flags. */
 #include "ceiling.h"
 
 #if defined(__aarch64__)
@@ -11,6 +11,12 @@
 #include <string.h>
 
 #define INLINE static inline __attribute__((always_inline))
+
+#if defined(__clang__)
+#define DOTPROD __attribute__((target("dotprod")))
+#else
+#define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
@@ -83,7 +89,7 @@ INLINE uint64_t mull_q(uint64_t rounds, size_t n)
     return rounds * n;
 }
 
-INLINE uint64_t sdot_q(uint64_t rounds, size_t n)
+DOTPROD INLINE uint64_t sdot_q(uint64_t rounds, size_t n)
 {
     int32x4_t a[CEILING_ACCUMULATORS];
     int8x16_t x = vdupq_n_s8(1);
@@ -91,30 +97,28 @@ INLINE uint64_t sdot_q(uint64_t rounds, size_t n)
     for (size_t i = 0; i < n; i++) a[i] = vdupq_n_s32((int)i);
     for (uint64_t r = 0; r < rounds; r++) CEILING_UNROLLED
     for (size_t i = 0; i < n; i++)
-        __asm__ volatile(".arch_extension dotprod\n\tsdot %0.4s, %1.16b, %1.16b"
-                         : "+w"(a[i])
-                         : "w"(x));
+        __asm__ volatile("sdot %0.4s, %1.16b, %1.16b" : "+w"(a[i]) : "w"(x));
     CEILING_UNROLLED
     for (size_t i = 0; i < n; i++) __asm__ volatile("" : : "w"(a[i]));
     return rounds * n;
 }
 
-#define VARIANT(name, n)                                                                           \
-    static uint64_t name##_##n(uint64_t rounds)                                                    \
+#define VARIANT(attribute, name, n)                                                                \
+    attribute static uint64_t name##_##n(uint64_t rounds)                                          \
     {                                                                                              \
         return name(rounds, n);                                                                    \
     }
-VARIANT(fma_q, 8)
-VARIANT(fma_q, 12)
-VARIANT(fma_q, 16)
-VARIANT(fma_q, 24)
-VARIANT(mull_q, 8)
-VARIANT(mull_q, 12)
-VARIANT(mull_q, 16)
-VARIANT(sdot_q, 8)
-VARIANT(sdot_q, 12)
-VARIANT(sdot_q, 16)
-VARIANT(sdot_q, 24)
+VARIANT(, fma_q, 8)
+VARIANT(, fma_q, 12)
+VARIANT(, fma_q, 16)
+VARIANT(, fma_q, 24)
+VARIANT(, mull_q, 8)
+VARIANT(, mull_q, 12)
+VARIANT(, mull_q, 16)
+VARIANT(DOTPROD, sdot_q, 8)
+VARIANT(DOTPROD, sdot_q, 12)
+VARIANT(DOTPROD, sdot_q, 16)
+VARIANT(DOTPROD, sdot_q, 24)
 
 static const ceiling_dot_kind FMA = {"fmla", 4, {fma_q_8, fma_q_12, fma_q_16, fma_q_24}},
                               MULL = {"smull + smull2 + addp + sadalp",
