@@ -4,6 +4,7 @@
 #define _POSIX_C_SOURCE 200809L
 #include "context.h"
 #include "error.h"
+#include "experts.h"
 #include "forward.h"
 #include "fpenv.h"
 
@@ -54,6 +55,20 @@ const char *moe_dtype_name(moe_dtype dtype)
     return i < sizeof dtypes / sizeof dtypes[0] ? dtypes[i].name : "unknown";
 }
 
+/* Counts a use of the call's packed experts, if it has any: from before their check on, so that
+ * they cannot be destroyed meanwhile. */
+static moe_status enter(const moe_tkg_args *args, const moe_experts **experts)
+{
+    bool known = args != NULL && error_struct_size(args, sizeof *args, "moe_tkg_args") == MOE_OK;
+    *experts = known ? args->experts : NULL;
+    return *experts == NULL ? MOE_OK : experts_enter(*experts);
+}
+
+static void leave(const moe_experts *experts)
+{
+    if (experts != NULL) experts_leave(experts);
+}
+
 /* Validation compares numbers of the caller's: in the canonical environment, so that it neither
  * traps nor leaves flags. */
 static moe_status check(const moe_tkg_args *args, const void *output, size_t output_bytes,
@@ -78,18 +93,22 @@ moe_status moe_tkg_output(const moe_tkg_args *args, moe_tensor *output, size_t *
 {
     problem p;
     call_plan plan;
+    const moe_experts *experts;
     if (output == NULL) return error_set(MOE_E_NULL_ARG, "output = NULL: required");
     if (bytes == NULL) return error_set(MOE_E_NULL_ARG, "bytes = NULL: required");
+    moe_status s = enter(args, &experts);
+    if (s != MOE_OK) return s;
     fpenv saved = fpenv_enter();
-    moe_status s = problem_shape(args, &p);
+    s = problem_shape(args, &p);
     fpenv_leave(saved);
     if (s == MOE_OK) s = size(&p, context_kernels(NULL), &plan);
     if (s == MOE_OK) *output = problem_output(&p, bytes);
+    leave(experts);
     return s;
 }
 
-/* The call after its check.  A thread that is cancelled here would leave its context without an
- * owner. */
+/* The call after its check.  A thread that is cancelled here would leave its context, and its
+ * experts, without an owner. */
 static moe_status run(moe_context *context, const problem *p, void *output)
 {
     call_plan plan;
@@ -111,10 +130,14 @@ moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
 {
     problem p;
     int cancel;
-    moe_status s = check(args, output, output_bytes, &p);
-    if (s != MOE_OK || p.T == 0) return s;
+    const moe_experts *experts;
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
-    s = run(context, &p, output);
+    moe_status s = enter(args, &experts);
+    if (s == MOE_OK) {
+        s = check(args, output, output_bytes, &p);
+        if (s == MOE_OK && p.T > 0) s = run(context, &p, output);
+        leave(experts);
+    }
     pthread_setcancelstate(cancel, NULL);
     return s;
 }

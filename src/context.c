@@ -228,6 +228,12 @@ const kernel_table *context_kernels(const moe_context *context)
     return context == NULL ? cpu_best() : context->kernels;
 }
 
+const allocator *context_memory(const moe_context *context)
+{
+    bool own = context != NULL && context->memory.allocate != memory_default.allocate;
+    return own ? &context->memory : &memory_large;
+}
+
 bool context_enter(moe_context *context, size_t bytes, context_call *call)
 {
     const allocator *m = context != NULL ? &context->memory : &memory_default;

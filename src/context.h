@@ -15,6 +15,9 @@ typedef struct context_call {
 /* The kernels of a context, or for NULL the machine's best. */
 const kernel_table *context_kernels(const moe_context *context);
 
+/* Where what outlives a call comes from: the context's own allocator, or large blocks. */
+const allocator *context_memory(const moe_context *context);
+
 /* Borrows for one call with `bytes` of scratch at KERNEL_ALIGN; context may be NULL.  False if
  * there is no memory, and then nothing is borrowed. */
 bool context_enter(moe_context *context, size_t bytes, context_call *call);

@@ -340,6 +340,18 @@ typedef struct int8_words {
     const int32_t *offset;
 } int8_words;
 
+/* sum[t] = fma((float)acc[t], (half[t] * low) * power, sum[t]). */
+INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, size_t width,
+                       int has_low, tile_sums sum)
+{
+    UNROLL for (size_t t = 0; t < width; t++) {
+        vec scale = v_set1(half[t]);
+        if (has_low) scale = v_mul(scale, low);
+        scale = v_mul(scale, power);
+        v_store(sum[t], v_fma(v_from_int(acc[t]), scale, v_load(sum[t])));
+    }
+}
+
 /* The same of MXFP4 weights and int8 operands: exact dots as int32, weights taken as 12 + twice
  * the e2m1 value, which the offset takes back. */
 INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_t m, int8_words x,
@@ -372,17 +384,12 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
     UNROLL for (size_t b = 0; b < n.blocks; b++)
         UNROLL for (size_t i = 0; i < n.halves; i++) {
             const uint8_t *scale = c->at + b * c->block + i * c->half;
-            vec power = v_e8m0_normal(scale), low = v_set1(1.0f);
-            if (__builtin_expect(c->special, 0)) {
-                low = v_e8m0_low(scale);
-                power = v_e8m0(scale);
-            }
-            UNROLL for (size_t t = 0; t < n.width; t++) {
-                float *to = sum[(m + i) * KERNEL_TOKENS + t];
-                vec half = v_set1(x.half[b * n.width + t]);
-                if (__builtin_expect(c->special, 0)) half = v_mul(half, low);
-                v_store(to, v_fma(v_from_int(acc[b][i][t]), v_mul(half, power), v_load(to)));
-            }
+            const float *half = x.half + b * n.width;
+            tile_sums to = sum + (m + i) * KERNEL_TOKENS;
+            if (__builtin_expect(c->special, 0))
+                int8_scale(acc[b][i], v_e8m0_low(scale), v_e8m0(scale), half, n.width, 1, to);
+            else
+                int8_scale(acc[b][i], v_zero(), v_e8m0_normal(scale), half, n.width, 0, to);
         }
 }
 

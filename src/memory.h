@@ -13,4 +13,7 @@ typedef struct allocator {
 
 extern const allocator memory_default; /* aligned_alloc and free */
 
+/* Small blocks as above; large ones are mapped, and of huge pages where the system gives them. */
+extern const allocator memory_large;
+
 #endif

@@ -25,8 +25,7 @@ static size_t down_rows(const pack_layout *l)
     return (size_t)l->down_scale + (size_t)l->down_bias;
 }
 
-/* Halves of a down panel. */
-static size_t down_halves(const pack_layout *l, size_t panel)
+size_t pack_down_halves(const pack_layout *l, size_t panel)
 {
     return l->hidden_k - panel * 2 * KERNEL_ROWS > KERNEL_ROWS ? 2 : 1; /* H, made even */
 }
@@ -62,7 +61,7 @@ bool pack_layout_of(const pack_source *s, pack_layout *l)
     l->gate_up_bytes =
         kernel_panel_bytes(l->gate_up, 2, l->hidden_k) + 2 * gate_up_rows(l) * ROW_BYTES;
     l->down_bytes = down_panel_bytes(l, 2);
-    size_t last = down_panel_bytes(l, down_halves(l, l->down_panels - 1)), down;
+    size_t last = down_panel_bytes(l, pack_down_halves(l, l->down_panels - 1)), down;
     return checked_mul(l->gate_up_panels, l->gate_up_bytes, &l->down_at) &&
            checked_mul(l->down_panels - 1, l->down_bytes, &down) &&
            checked_add(l->down_at, down, &down) && checked_add(down, last, &l->bytes) &&
@@ -125,19 +124,13 @@ void pack_panels_of(const pack_source *s, size_t e, bool down, size_t first, siz
     }
 }
 
-void pack_plain_lines(pack_panels *p, size_t k, size_t lines)
+void pack_plain_lines(const pack_panels *p, size_t k, size_t lines, size_t offset)
 {
-    size_t at[PACK_LINES], stride = p->halves * KERNEL_LINE;
-    while (lines > 0) {
-        size_t n = lines < PACK_LINES ? lines : PACK_LINES;
-        for (size_t j = 0; j < n; j++) at[j] = j * stride;
-        for (size_t i = 0; i < p->runs; i++) {
-            pack_matrix_lines(&p->run[i], &p->matrix[i], k, n, at);
-            for (size_t half = 0; half < p->run[i].halves; half++)
-                p->run[i].dst[half] += n * stride;
-        }
-        k += n * kernel_line_k(p->format);
-        lines -= n;
+    size_t at[PACK_LINES], line_k = kernel_line_k(p->format), stride = p->halves * KERNEL_LINE;
+    for (size_t n; lines > 0; k += n * line_k, lines -= n) {
+        n = lines < PACK_LINES ? lines : PACK_LINES;
+        for (size_t j = 0; j < n; j++, offset += stride) at[j] = offset;
+        for (size_t i = 0; i < p->runs; i++) pack_matrix_lines(&p->run[i], &p->matrix[i], k, n, at);
     }
 }
 
@@ -167,11 +160,11 @@ static void write_blocks(const pack_panels *p, uint8_t *const *stream, size_t co
     }
 }
 
-static void write_streams(pack_panels *p, uint8_t *const *stream, size_t count, size_t k)
+static void write_streams(const pack_panels *p, uint8_t *const *stream, size_t count, size_t k)
 {
     size_t line_k = kernel_line_k(p->format);
     if (!kernel_is_mx(p->format)) {
-        pack_plain_lines(p, 0, (k + line_k - 1) / line_k);
+        pack_plain_lines(p, 0, (k + line_k - 1) / line_k, 0);
         return;
     }
     size_t blocks = k / KERNEL_BLOCK, most = PACK_LINES * line_k / KERNEL_BLOCK;
@@ -241,7 +234,7 @@ void pack_down_rows(const pack_source *s, const pack_layout *l, size_t e, size_t
                     uint8_t *dst)
 {
     float *row = (float *)(void *)dst;
-    size_t first = panel * 2 * KERNEL_ROWS, halves = down_halves(l, panel);
+    size_t first = panel * 2 * KERNEL_ROWS, halves = pack_down_halves(l, panel);
     for (size_t half = 0; l->down_scale && half < halves; half++)
         row = write_row(row, &s->matrix[PACK_DOWN].scale, e, first + half * KERNEL_ROWS, s->axis.H);
     if (!l->down_bias) return;
@@ -259,7 +252,7 @@ static size_t gate_up_stream(const pack_layout *l)
 
 static size_t down_stream(const pack_layout *l, size_t panel)
 {
-    return kernel_panel_bytes(l->down, down_halves(l, panel), l->mid_k);
+    return kernel_panel_bytes(l->down, pack_down_halves(l, panel), l->mid_k);
 }
 
 static void gate_up_run(const pack_source *s, const pack_layout *l, size_t e, size_t first,
@@ -285,7 +278,7 @@ static void down_run(const pack_source *s, const pack_layout *l, size_t e, size_
         pack_down_rows(s, l, e, first + n, stream[n] + down_stream(l, first + n));
     }
     pack_panels p;
-    pack_panels_of(s, e, true, first, count, down_halves(l, first), stream, &p);
+    pack_panels_of(s, e, true, first, count, pack_down_halves(l, first), stream, &p);
     write_streams(&p, stream, count, mid_k);
 }
 
@@ -300,7 +293,7 @@ void pack_gate_up(const pack_source *s, const pack_layout *l, size_t e, size_t f
 
 size_t pack_down_run(const pack_layout *l, size_t first, size_t count)
 {
-    if (count > 1 && down_halves(l, first + count - 1) == 1) count--;
+    if (count > 1 && pack_down_halves(l, first + count - 1) == 1) count--;
     return count < PACK_RUN ? count : PACK_RUN;
 }
 
@@ -313,8 +306,7 @@ void pack_down(const pack_source *s, const pack_layout *l, size_t e, size_t firs
     }
 }
 
-/* The rows after a stream: of scale, then of bias, one for each half. */
-static void set_rows(kernel_panel *p, const uint8_t *at, bool scale, bool bias)
+void pack_set_rows(kernel_panel *p, const uint8_t *at, bool scale, bool bias)
 {
     const float *row = (const float *)(const void *)at;
     for (size_t half = 0; half < p->halves; half++) {
@@ -329,7 +321,7 @@ kernel_panel pack_gate_up_panel(const pack_layout *l, const uint8_t *expert, siz
                       .format = l->gate_up,
                       .k = l->hidden_k,
                       .halves = 2};
-    set_rows(&p, p.stream + gate_up_stream(l), l->gate_up_scale, l->gate_up_bias);
+    pack_set_rows(&p, p.stream + gate_up_stream(l), l->gate_up_scale, l->gate_up_bias);
     return p;
 }
 
@@ -339,8 +331,8 @@ kernel_panel pack_down_panel(const pack_layout *l, const uint8_t *expert, size_t
     kernel_panel p = {.stream = expert + l->down_at + panel * l->down_bytes,
                       .format = l->down,
                       .k = mid_k,
-                      .halves = down_halves(l, panel)};
-    set_rows(&p, p.stream + down_stream(l, panel), l->down_scale, l->down_bias);
+                      .halves = pack_down_halves(l, panel)};
+    pack_set_rows(&p, p.stream + down_stream(l, panel), l->down_scale, l->down_bias);
     return p;
 }
 

@@ -67,14 +67,21 @@ typedef struct pack_panels {
 void pack_panels_of(const pack_source *s, size_t e, bool down, size_t first, size_t count,
                     size_t halves, uint8_t *const *stream, pack_panels *p);
 
-/* Plain: `lines` lines of each half from term k on, as a plain panel has them. */
-void pack_plain_lines(pack_panels *p, size_t k, size_t lines);
+/* Plain: `lines` lines of each half from term k on, as a plain panel has them; the first of a
+ * panel's at stream[] + offset. */
+void pack_plain_lines(const pack_panels *p, size_t k, size_t lines, size_t offset);
 
 /* The f32 rows of a panel. */
 void pack_gate_up_rows(const pack_source *s, const pack_layout *l, size_t e, size_t panel,
                        uint8_t *dst);
 void pack_down_rows(const pack_source *s, const pack_layout *l, size_t e, size_t panel,
                     uint8_t *dst);
+
+/* Where a panel finds its f32 rows. */
+void pack_set_rows(kernel_panel *p, const uint8_t *at, bool scale, bool bias);
+
+/* Halves of a down panel. */
+size_t pack_down_halves(const pack_layout *l, size_t panel);
 
 /* Of `count` down panels, how many from the first on can be one run. */
 size_t pack_down_run(const pack_layout *l, size_t first, size_t count);

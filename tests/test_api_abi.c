@@ -218,13 +218,13 @@ static void test_dtype_names(void **state)
         {MOE_E4M3FN, "e4m3fn", 1},     {MOE_E8M0, "e8m0", 1},
         {MOE_MXFP4_X4, "mxfp4_x4", 2}, {MOE_MXFP8_X4, "mxfp8_x4", 4},
         {MOE_I32, "i32", 4},           {MOE_U32, "u32", 4},
-        {MOE_I64, "i64", 8},
+        {MOE_I64, "i64", 8},           {MOE_E2M1_X2, "e2m1_x2", 1},
     };
     for (size_t i = 0; i < COUNT(dtypes); i++) {
         assert_string_equal(moe_dtype_name(dtypes[i].dtype), dtypes[i].name);
         assert_int_equal(moe_dtype_size(dtypes[i].dtype), dtypes[i].size);
     }
-    static const int none[] = {-1, MOE_DTYPE_NONE, MOE_I64 + 1, INT32_MAX, INT32_MIN};
+    static const int none[] = {-1, MOE_DTYPE_NONE, MOE_E2M1_X2 + 1, INT32_MAX, INT32_MIN};
     for (size_t i = 0; i < COUNT(none); i++) {
         assert_int_equal(moe_dtype_size((moe_dtype)none[i]), 0);
         assert_non_null(moe_dtype_name((moe_dtype)none[i]));

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* experts.c - packed experts that are kept: their one block of memory, from arguments to handle.
+ *
+ * The block is the handle, its tables, and the panels: of a layout all experts share or, coded, as
+ * long as each panel comes out, which a first pass over the weights says.  Panels are written by
+ * the thread that will read them (a share of every expert), so that their pages are near it. */
+#define _POSIX_C_SOURCE 200809L
+#include "experts.h"
+
+#include "checked.h"
+#include "context.h"
+#include "error.h"
+#include "pack_bf12.h"
+#include "validate.h"
+
+#include <limits.h>
+#include <pthread.h>
+
+/* "moexpert", and the version of all that experts.h, pack.h and kernel.h say. */
+#define MARK_NAME    0x7472657078656F6Dull
+#define MARK_VERSION 1u
+#define MARK_NOW     (MARK_NAME ^ MARK_VERSION)
+
+/* One packing, from its arguments to its end. */
+typedef struct packing {
+    const moe_experts_args *args;
+    pack_source source;
+    pack_layout layout;
+    size_t panels;            /* of an expert */
+    size_t shares;            /* participants of a loop */
+    pack_bf12_coding *coding; /* lossless: [E_L][panels], while it is packed */
+    moe_experts *experts;
+} packing;
+
+/* Where things are in the block. */
+typedef struct block {
+    size_t uses, mid_k, panel_at, panel_format, base, bytes;
+} block;
+
+/* ---- runs of panels -------------------------------------------------------------------------- */
+
+/* Panels are numbered through an expert: gate_up, then down.  The longest run from `first` on
+ * inside [first, end). */
+static pack_bf12_run run_of(const packing *p, size_t e, size_t first, size_t end)
+{
+    const pack_layout *l = &p->layout;
+    bool down = first >= l->gate_up_panels;
+    pack_bf12_run r = {.s = &p->source, .e = e, .down = down};
+    r.first = down ? first - l->gate_up_panels : first;
+    r.k = down ? l->mid_k : l->hidden_k;
+    r.halves = down ? pack_down_halves(l, r.first) : 2;
+    r.count = end - first < PACK_RUN ? end - first : PACK_RUN;
+    if (down) r.count = pack_down_run(l, r.first, r.count);
+    return r;
+}
+
+/* Calls run for a participant's share of one expert: of the gate_up panels, then of the down
+ * panels. */
+static void for_share(const packing *p, size_t i,
+                      void (*run)(const packing *p, const pack_bf12_run *r, size_t number))
+{
+    size_t share = i / p->source.E_L, e = i % p->source.E_L, gate_up = p->layout.gate_up_panels;
+    const size_t first[] = {0, gate_up}, count[] = {gate_up, p->layout.down_panels};
+    for (size_t part = 0; part < 2; part++) {
+        size_t n = first[part] + count[part] * share / p->shares,
+               end = first[part] + count[part] * (share + 1) / p->shares;
+        while (n < end) {
+            pack_bf12_run r = run_of(p, e, n, end);
+            run(p, &r, e * p->panels + n);
+            n += r.count;
+        }
+    }
+}
+
+/* ---- sizes ----------------------------------------------------------------------------------- */
+
+static size_t rows_bytes(const pack_layout *l, bool down, size_t halves)
+{
+    size_t rows =
+        down ? (size_t)l->down_scale + l->down_bias : (size_t)l->gate_up_scale + l->gate_up_bias;
+    return rows * halves * KERNEL_ROWS * sizeof(float);
+}
+
+/* Bytes of panel number n (through all experts) with its rows. */
+static size_t panel_bytes(const packing *p, size_t n)
+{
+    pack_bf12_run r = run_of(p, n / p->panels, n % p->panels, n % p->panels + 1);
+    return pack_bf12_bytes(&p->coding[n], r.halves, r.k) + rows_bytes(&p->layout, r.down, r.halves);
+}
+
+static bool place(size_t count, size_t unit, size_t alignment, size_t *end, size_t *at)
+{
+    size_t bytes;
+    return checked_round_up(*end, alignment, at) && checked_mul(count, unit, &bytes) &&
+           checked_add(*at, bytes, end);
+}
+
+static bool block_of(const packing *p, block *b)
+{
+    size_t E_L = p->source.E_L, panels, end = sizeof(moe_experts), bytes = 0;
+    bool coded = p->args->packing == MOE_PACK_LOSSLESS;
+    memset(b, 0, sizeof *b);
+    if (!checked_mul(E_L, p->panels, &panels) ||
+        !place(1, sizeof(atomic_int), sizeof(atomic_int), &end, &b->uses) ||
+        !place(E_L, sizeof(size_t), sizeof(size_t), &end, &b->mid_k))
+        return false;
+    if (coded && (!place(panels, sizeof(size_t), sizeof(size_t), &end, &b->panel_at) ||
+                  !place(panels, 1, 1, &end, &b->panel_format)))
+        return false;
+    if (coded) /* of codings at most as large as bf16, which fit */
+        for (size_t n = 0; n < panels; n++) bytes += panel_bytes(p, n);
+    else if (!checked_mul(E_L, p->layout.bytes, &bytes))
+        return false;
+    if (!place(1, bytes, KERNEL_ALIGN, &end, &b->base)) return false;
+    b->bytes = end;
+    return b->bytes <= PTRDIFF_MAX;
+}
+
+/* ---- passes ---------------------------------------------------------------------------------- */
+
+static void choose_run(const packing *p, const pack_bf12_run *r, size_t number)
+{
+    pack_bf12_choose(r, p->coding + number);
+}
+
+static void choose_share(void *arg, size_t i)
+{
+    for_share(arg, i, choose_run);
+}
+
+static void code_run(const packing *p, const pack_bf12_run *r, size_t number)
+{
+    const moe_experts *x = p->experts;
+    uint8_t *stream[PACK_RUN];
+    for (size_t n = 0; n < r->count; n++) {
+        const pack_bf12_coding *c = &p->coding[number + n];
+        stream[n] = (uint8_t *)(uintptr_t)x->base + x->panel_at[number + n];
+        uint8_t *rows = stream[n] + pack_bf12_bytes(c, r->halves, r->k);
+        if (r->down)
+            pack_down_rows(r->s, &p->layout, r->e, r->first + n, rows);
+        else
+            pack_gate_up_rows(r->s, &p->layout, r->e, r->first + n, rows);
+    }
+    pack_bf12_write(r, p->coding + number, stream);
+}
+
+static void code_share(void *arg, size_t i)
+{
+    for_share(arg, i, code_run);
+}
+
+static void pack_run_of(const packing *p, const pack_bf12_run *r, size_t number)
+{
+    const moe_experts *x = p->experts;
+    uint8_t *expert = (uint8_t *)(uintptr_t)x->base + r->e * p->layout.bytes;
+    size_t mid_k = x->mid_k[r->e];
+    (void)number;
+    if (r->down) {
+        pack_down(r->s, &p->layout, r->e, r->first, r->count, mid_k, expert);
+        return;
+    }
+    size_t used = (mid_k + KERNEL_ROWS - 1) / KERNEL_ROWS; /* lanes past mid_k are never read */
+    if (r->first < used)
+        pack_gate_up(r->s, &p->layout, r->e, r->first,
+                     used - r->first < r->count ? used - r->first : r->count, expert);
+}
+
+static void pack_share(void *arg, size_t i)
+{
+    for_share(arg, i, pack_run_of);
+}
+
+/* ---- create ---------------------------------------------------------------------------------- */
+
+/* Fills all of *p that the arguments say. */
+static moe_status prepare(const moe_experts_args *args, bool reads, packing *p)
+{
+    memset(p, 0, sizeof *p);
+    p->args = args;
+    moe_status s = validate_experts(args, &p->source);
+    if (s == MOE_OK && (reads || args->packing == MOE_PACK_LOSSLESS))
+        s = validate_experts_data(args, &p->source);
+    if (s != MOE_OK) return s;
+    size_t all;
+    bool fits = pack_layout_of(&p->source, &p->layout) &&
+                checked_mul(p->layout.bytes, p->source.E_L, &all) && all <= PTRDIFF_MAX / 2;
+    p->panels = fits ? p->layout.gate_up_panels + p->layout.down_panels : 0;
+    if (fits) return MOE_OK;
+    return error_set(MOE_E_OVERFLOW,
+                     "E_L = %zu, H = %zu, I = %zu: the packed experts' bytes do not fit in size_t",
+                     p->source.E_L, p->source.axis.H, p->source.axis.I);
+}
+
+/* Bytes of working memory: the codings.  Smaller than the panels, whose bytes fit. */
+static size_t scratch_bytes(const packing *p)
+{
+    if (p->args->packing != MOE_PACK_LOSSLESS) return KERNEL_ALIGN;
+    return p->source.E_L * p->panels * sizeof(pack_bf12_coding);
+}
+
+static size_t mean_bytes(const packing *p, const block *b, const moe_experts *x)
+{
+    const pack_layout *l = &p->layout;
+    size_t E_L = p->source.E_L, sum = 0;
+    if (p->coding != NULL) return (b->bytes - b->base) / E_L;
+    for (size_t e = 0; e < E_L; e++) {
+        size_t unread =
+            kernel_panel_bytes(l->down, 2, l->mid_k) - kernel_panel_bytes(l->down, 2, x->mid_k[e]);
+        size_t panels = l->gate_up_panels - (x->mid_k[e] + KERNEL_ROWS - 1) / KERNEL_ROWS;
+        sum += l->bytes - panels * l->gate_up_bytes - l->down_panels * unread;
+    }
+    return sum / E_L;
+}
+
+/* The handle and its tables, before the panels are there. */
+static void fill_handle(const packing *p, const block *b, const allocator *m, uint8_t *memory)
+{
+    moe_experts *x = p->experts;
+    size_t *mid_k = (size_t *)(void *)(memory + b->mid_k);
+    memset(memory, 0, b->base);
+    x->bytes = b->bytes;
+    x->memory = *m;
+    x->uses = (atomic_int *)(void *)(memory + b->uses);
+    atomic_init(x->uses, 0);
+    x->E_L = p->source.E_L;
+    x->axis = p->source.axis;
+    x->layout = p->layout;
+    const moe_experts_args *a = p->args;
+    x->gate_up = a->expert_gate_up_weights == NULL ? a->gate.weights.dtype
+                                                   : a->expert_gate_up_weights->dtype;
+    x->down =
+        a->expert_gate_up_weights == NULL ? a->down.weights.dtype : a->expert_down_weights->dtype;
+    x->packing = a->packing;
+    for (size_t e = 0; e < x->E_L; e++) mid_k[e] = pack_mid_k(&p->source, &p->layout, e);
+    x->mid_k = mid_k;
+    x->base = memory + b->base;
+    x->expert_bytes = mean_bytes(p, b, x);
+    if (p->coding == NULL) return;
+    size_t *at = (size_t *)(void *)(memory + b->panel_at), end = 0;
+    uint8_t *format = memory + b->panel_format;
+    for (size_t n = 0; n < x->E_L * p->panels; n++) {
+        at[n] = end;
+        format[n] = (uint8_t)p->coding[n].format;
+        end += panel_bytes(p, n);
+    }
+    x->panel_at = at;
+    x->panel_format = format;
+}
+
+/* What is done with the context's threads and scratch: reads the weights if the size depends on
+ * them, and with experts not NULL packs. */
+static moe_status work(moe_context *context, packing *p, const context_call *call, size_t *bytes,
+                       moe_experts **experts)
+{
+    block b;
+    bool coded = p->args->packing == MOE_PACK_LOSSLESS;
+    p->shares = call->pool == NULL ? 1 : (size_t)threads_count(call->pool);
+    size_t items = p->shares * p->source.E_L;
+    if (coded) {
+        p->coding = (pack_bf12_coding *)(void *)call->scratch;
+        threads_loop(call->pool, items, choose_share, p);
+    }
+    if (!block_of(p, &b))
+        return error_set(MOE_E_OVERFLOW,
+                         "E_L = %zu: the packed experts' bytes do not fit in size_t",
+                         p->source.E_L);
+    *bytes = b.bytes;
+    if (experts == NULL) return MOE_OK;
+    const allocator *m = context_memory(context);
+    uint8_t *memory = m->allocate(b.bytes, KERNEL_ALIGN, m->user);
+    if (memory == NULL)
+        return error_set(MOE_E_NOMEM, "no memory for %zu bytes of packed experts", b.bytes);
+    p->experts = (moe_experts *)(void *)memory;
+    fill_handle(p, &b, m, memory);
+    threads_loop(call->pool, items, coded ? code_share : pack_share, p);
+    p->experts->mark = MARK_NOW;
+    *experts = p->experts;
+    return MOE_OK;
+}
+
+/* A thread that is cancelled inside would leave its context without an owner. */
+static moe_status with_context(moe_context *context, packing *p, size_t *bytes,
+                               moe_experts **experts)
+{
+    context_call call;
+    int cancel;
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
+    moe_status s = MOE_E_NOMEM;
+    if (context_enter(context, scratch_bytes(p), &call)) {
+        s = work(context, p, &call, bytes, experts);
+        context_leave(context, &call);
+    } else {
+        error_set(s, "no memory for %zu bytes of scratch", scratch_bytes(p));
+    }
+    pthread_setcancelstate(cancel, NULL);
+    return s;
+}
+
+moe_status moe_experts_bytes(moe_context *context, const moe_experts_args *args, size_t *bytes)
+{
+    packing p;
+    if (bytes == NULL) return error_set(MOE_E_NULL_ARG, "bytes = NULL: required");
+    moe_status s = prepare(args, false, &p);
+    if (s != MOE_OK) return s;
+    if (args->packing == MOE_PACK_LOSSLESS) return with_context(context, &p, bytes, NULL);
+    block b;
+    if (!block_of(&p, &b))
+        return error_set(MOE_E_OVERFLOW,
+                         "E_L = %zu: the packed experts' bytes do not fit in size_t", p.source.E_L);
+    *bytes = b.bytes;
+    return MOE_OK;
+}
+
+moe_status moe_experts_create(moe_context *context, const moe_experts_args *args,
+                              moe_experts **experts)
+{
+    packing p;
+    size_t bytes;
+    if (experts == NULL) return error_set(MOE_E_NULL_ARG, "experts = NULL: required");
+    *experts = NULL;
+    moe_status s = prepare(args, true, &p);
+    return s != MOE_OK ? s : with_context(context, &p, &bytes, experts);
+}
+
+/* ---- handles --------------------------------------------------------------------------------- */
+
+moe_status experts_check(const moe_experts *x)
+{
+    uint64_t mark = 0;
+    if ((uintptr_t)x % KERNEL_ALIGN == 0) memcpy(&mark, &x->mark, sizeof mark);
+    if (mark == MARK_NOW) return MOE_OK;
+    if ((mark ^ MARK_NAME) < 1u << 16)
+        return error_set(MOE_E_ABI,
+                         "experts: packed in layout %u: this library (version %s) reads %u",
+                         (unsigned)(mark ^ MARK_NAME), moe_version(), MARK_VERSION);
+    return error_set(MOE_E_ABI, "experts = %p: not of moe_experts_create", (const void *)x);
+}
+
+moe_status experts_enter(const moe_experts *x)
+{
+    moe_status s = experts_check(x);
+    if (s == MOE_OK) atomic_fetch_add(x->uses, 1);
+    return s;
+}
+
+void experts_leave(const moe_experts *x)
+{
+    atomic_fetch_sub(x->uses, 1);
+}
+
+moe_status moe_experts_destroy(moe_experts *experts)
+{
+    if (experts == NULL) return MOE_OK;
+    int uses = 0;
+    moe_status s = experts_check(experts);
+    if (s != MOE_OK) return s;
+    if (!atomic_compare_exchange_strong(experts->uses, &uses, INT_MIN))
+        return error_set(MOE_E_BUSY, "experts: %d calls are using them", uses);
+    experts->mark = 0;
+    experts->memory.release(experts, experts->bytes, experts->memory.user);
+    return MOE_OK;
+}
+
+moe_status moe_experts_describe(const moe_experts *experts, moe_experts_info *info)
+{
+    if (experts == NULL) return error_set(MOE_E_NULL_ARG, "experts = NULL: required");
+    if (info == NULL) return error_set(MOE_E_NULL_ARG, "info = NULL: required");
+    moe_status s = error_struct_size(info, sizeof *info, "moe_experts_info");
+    if (s == MOE_OK) s = experts_check(experts);
+    if (s != MOE_OK) return s;
+    info->E_L = (int64_t)experts->E_L;
+    info->H = (int64_t)experts->axis.H;
+    info->I = (int64_t)experts->axis.I;
+    info->gate_up = experts->gate_up;
+    info->down = experts->down;
+    info->packing = experts->packing;
+    info->bytes = experts->bytes;
+    info->expert_bytes = experts->expert_bytes;
+    return MOE_OK;
+}
+
+/* ---- panels ---------------------------------------------------------------------------------- */
+
+/* A panel of lossless packing. */
+static kernel_panel coded(const moe_experts *x, size_t number, kernel_panel p, bool scale,
+                          bool bias)
+{
+    p.stream = x->base + x->panel_at[number];
+    p.format = (kernel_format)x->panel_format[number];
+    size_t bytes = kernel_panel_bytes(p.format, p.halves, p.k);
+    if (p.format == FORMAT_BF12)
+        bytes += ((const kernel_bf12_head *)(const void *)p.stream)->lines_at;
+    pack_set_rows(&p, p.stream + bytes, scale, bias);
+    return p;
+}
+
+kernel_panel experts_gate_up(const moe_experts *x, size_t e, size_t panel)
+{
+    const pack_layout *l = &x->layout;
+    if (x->panel_at == NULL) return pack_gate_up_panel(l, x->base + e * l->bytes, panel);
+    return coded(x, e * (l->gate_up_panels + l->down_panels) + panel,
+                 (kernel_panel){.k = l->hidden_k, .halves = 2}, l->gate_up_scale, l->gate_up_bias);
+}
+
+kernel_panel experts_down(const moe_experts *x, size_t e, size_t panel)
+{
+    const pack_layout *l = &x->layout;
+    if (x->panel_at == NULL) return pack_down_panel(l, x->base + e * l->bytes, panel, x->mid_k[e]);
+    return coded(x, e * (l->gate_up_panels + l->down_panels) + l->gate_up_panels + panel,
+                 (kernel_panel){.k = l->mid_k, .halves = pack_down_halves(l, panel)}, l->down_scale,
+                 l->down_bias);
+}
