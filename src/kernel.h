@@ -178,7 +178,7 @@ typedef void kernel_reduce_fn(const kernel_reduce *a);
 
 typedef struct kernel_table {
     const char *isa;
-    size_t width; /* of the widest tile that its kernels like, at most KERNEL_WIDTH */
+    size_t width[2]; /* of the widest tiles: with plain, with MX weights; at most KERNEL_WIDTH */
     kernel_gate_up_fn *gate_up[FORMAT_COUNT][OPERAND_COUNT];
     kernel_down_fn *down[FORMAT_COUNT][OPERAND_COUNT];
     kernel_quantize_fn *quantize;

@@ -17,14 +17,21 @@
  * and no buffer lies between (docs/performance.md).
  *
  * Vocabulary: vec, line (64 bytes), ivec (16 int32) and the v_, l_, i_ words used below;
- * VEC_WIDTH, the widest tile; VEC_BOTH, the widest for which the sums of both halves stay in
- * registers: wider ones take the halves one after the other; VEC_BF16 where the word for
- * OPERAND_BF16 exists. */
+ * VEC_WIDTH and VEC_WIDTH_MX, the widest tiles with plain and with MX weights; VEC_SUMS, how many
+ * vec accumulators stay in registers; VEC_FEW where registers are so few that halves take turns
+ * within a pair of k; VEC_BF16 where the word for OPERAND_BF16 exists. */
 #include "kernel.h"
 #include "numeric.h"
 #include "quantize_block.h"
 
 #define INLINE static inline __attribute__((always_inline))
+
+/* Before a loop over what is kept in registers. */
+#if defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL _Pragma("GCC unroll 16")
+#endif
 
 #ifndef VEC_AHEAD
 #define VEC_AHEAD 4096 /* bytes that a panel is prefetched ahead: docs/performance.md */
@@ -36,8 +43,9 @@ typedef float panel_sums[2][KERNEL_TOKENS][KERNEL_ROWS];
 /* Terms [first, end) of a panel's k and the lines that hold them. */
 typedef struct span {
     const kernel_panel *panel;
-    const uint8_t *lines;  /* of half 0, term first */
+    const uint8_t *lines;  /* of half 0, term first; MX: the group's scale bytes */
     size_t stride, second; /* bytes from line to line of a half; from half 0 to half 1, 0 if none */
+    size_t block;          /* MX: bytes from block to block of a group */
     size_t first, end;
     const kernel_bf12_escape *escapes; /* bf12: of the span's first chunk */
 } span;
@@ -107,40 +115,27 @@ INLINE void unit_f32(const unit *u, size_t j, size_t stride, kernel_format f, co
 
 /* ---- dots ------------------------------------------------------------------------------------ */
 
-/* acc[half][t] = fma(x[2j], w[2j], fma(x[2j+1], w[2j+1], acc[half][t])) for the first `pairs`
- * pairs j of a unit; x: the tile's words of its first pair. */
-INLINE void dot_unit(const uint8_t *at, const span *s, size_t pairs, const uint8_t *x, size_t width,
-                     size_t halves, kernel_format f, kernel_operand o, const l_table *table,
-                     vec acc[2][KERNEL_WIDTH])
+/* What a tile keeps in registers: the dots of so many tokens, halves and blocks. */
+typedef struct shape {
+    size_t width, halves, blocks;
+} shape;
+
+typedef vec accs[2][2][KERNEL_WIDTH]; /* [block][half][token] */
+
+/* Both halves at once if they fit; of MX weights also two blocks, whose dots do not wait for each
+ * other, if what decoding takes fits beside them (docs/performance.md). */
+INLINE shape shape_of(size_t width, kernel_format f, kernel_operand o)
 {
-    unit u[2];
-    for (size_t m = 0; m < halves; m++) u[m] = unit_load(at + m * s->second, s->stride, f);
-    for (size_t j = 0; j < unit_pairs(f); j++) {
-        if (j >= pairs) break;
-#ifdef VEC_BF16
-        if (o == OPERAND_BF16) {
-            line w[2];
-            for (size_t m = 0; m < halves; m++) w[m] = unit_pair(&u[m], j, f, table);
-            for (size_t t = 0; t < width; t++) {
-                line pair = l_word(x + (j * width + t) * sizeof(uint32_t));
-                for (size_t m = 0; m < halves; m++) acc[m][t] = v_dot_bf16(acc[m][t], w[m], pair);
-            }
-            continue;
-        }
-#endif
-        const float *xf = (const float *)(const void *)x + 2 * j * width;
-        vec even[2], odd[2];
-        for (size_t m = 0; m < halves; m++)
-            unit_f32(&u[m], j, s->stride, f, table, &even[m], &odd[m]);
-        for (size_t t = 0; t < width; t++) {
-            vec x1 = v_set1(xf[width + t]), x0 = v_set1(xf[t]);
-            for (size_t m = 0; m < halves; m++) {
-                acc[m][t] = v_fma(x1, odd[m], acc[m][t]);
-                acc[m][t] = v_fma(x0, even[m], acc[m][t]);
-            }
-        }
-    }
-    (void)o;
+    const size_t halves = 2 * width <= VEC_SUMS ? 2 : 1;
+    const size_t room = f == FORMAT_MXFP8 ? VEC_SUMS / 3 : o == OPERAND_INT8 ? VEC_SUMS * 2 / 3 : VEC_SUMS;
+    return (shape){width, halves, kernel_is_mx(f) && 2 * halves * width <= room ? 2 : 1};
+}
+
+INLINE void accs_clear(shape n, accs acc)
+{
+    UNROLL for (size_t b = 0; b < n.blocks; b++)
+        UNROLL for (size_t m = 0; m < n.halves; m++)
+            UNROLL for (size_t t = 0; t < n.width; t++) acc[b][m][t] = v_zero();
 }
 
 INLINE size_t pair_bytes(size_t width, kernel_operand o)
@@ -148,23 +143,82 @@ INLINE size_t pair_bytes(size_t width, kernel_operand o)
     return width * (o == OPERAND_BF16 ? 1 : 2) * sizeof(uint32_t);
 }
 
-/* All pairs of `terms` terms whose lines begin at `at`. */
-INLINE void dot_terms(const uint8_t *at, const span *s, size_t terms, const uint8_t *x,
-                      size_t width, size_t halves, kernel_format f, kernel_operand o,
-                      const l_table *table, vec acc[2][KERNEL_WIDTH])
+/* acc[t] = fma(x[2j], w[2j], fma(x[2j+1], w[2j+1], acc[t])) for both halves of a pair of one
+ * block. */
+INLINE void dot_pair(const unit *u, size_t j, size_t stride, const uint8_t *x, shape n,
+                     kernel_format f, kernel_operand o, const l_table *table,
+                     vec acc[2][KERNEL_WIDTH])
+{
+#ifdef VEC_BF16
+    if (o == OPERAND_BF16) {
+        line w[2];
+        UNROLL for (size_t m = 0; m < n.halves; m++) w[m] = unit_pair(&u[m], j, f, table);
+        UNROLL for (size_t t = 0; t < n.width; t++) {
+            line pair = l_word(x + t * sizeof(uint32_t));
+            UNROLL for (size_t m = 0; m < n.halves; m++)
+                acc[m][t] = v_dot_bf16(acc[m][t], w[m], pair);
+        }
+        return;
+    }
+#endif
+    const float *xf = (const float *)(const void *)x;
+    vec even[2], odd[2];
+#ifdef VEC_FEW
+    UNROLL for (size_t m = 0; m < n.halves; m++) {
+        unit_f32(&u[m], j, stride, f, table, &even[m], &odd[m]);
+        UNROLL for (size_t t = 0; t < n.width; t++)
+            acc[m][t] = v_fma(v_set1(xf[t]), even[m],
+                              v_fma(v_set1(xf[n.width + t]), odd[m], acc[m][t]));
+    }
+#else
+    UNROLL for (size_t m = 0; m < n.halves; m++)
+        unit_f32(&u[m], j, stride, f, table, &even[m], &odd[m]);
+    UNROLL for (size_t t = 0; t < n.width; t++) {
+        vec x1 = v_set1(xf[n.width + t]), x0 = v_set1(xf[t]);
+        UNROLL for (size_t m = 0; m < n.halves; m++)
+            acc[m][t] = v_fma(x0, even[m], v_fma(x1, odd[m], acc[m][t]));
+    }
+#endif
+    (void)o;
+}
+
+/* The first `pairs` pairs of a unit of each block; x: the tile's words of its first pair, x_block
+ * bytes from block to block. */
+INLINE void dot_unit(const uint8_t *at, const span *s, size_t pairs, const uint8_t *x,
+                     size_t x_block, shape n, kernel_format f, kernel_operand o,
+                     const l_table *table, accs acc)
+{
+    unit u[2][2];
+    UNROLL for (size_t b = 0; b < n.blocks; b++)
+        UNROLL for (size_t m = 0; m < n.halves; m++)
+            u[b][m] = unit_load(at + b * s->block + m * s->second, s->stride, f);
+    UNROLL for (size_t j = 0; j < unit_pairs(f); j++) {
+        if (j >= pairs) break;
+        UNROLL for (size_t b = 0; b < n.blocks; b++)
+            dot_pair(u[b], j, s->stride, x + b * x_block + j * pair_bytes(n.width, o), n, f, o,
+                     table, acc[b]);
+    }
+}
+
+/* All pairs of `terms` terms of each block; at: the first block's lines. */
+INLINE void dot_terms(const uint8_t *at, const span *s, size_t terms, const uint8_t *x, shape n,
+                      kernel_format f, kernel_operand o, const l_table *table, accs acc)
 {
     const size_t lines = unit_lines(f), per = unit_pairs(f);
+    const size_t x_block = terms / 2 * pair_bytes(n.width, o);
     size_t pairs = terms / 2;
     for (; pairs >= per; pairs -= per) {
-        for (size_t i = 0; i < lines; i++) {
-            l_prefetch(at + VEC_AHEAD + i * s->stride);
-            l_prefetch(at + VEC_AHEAD + i * s->stride + KERNEL_LINE);
-        }
-        dot_unit(at, s, per, x, width, halves, f, o, table, acc);
+        UNROLL for (size_t b = 0; b < n.blocks; b++)
+            UNROLL for (size_t i = 0; i < lines; i++) {
+                const uint8_t *ahead = at + VEC_AHEAD + b * s->block + i * s->stride;
+                l_prefetch(ahead);
+                l_prefetch(ahead + KERNEL_LINE);
+            }
+        dot_unit(at, s, per, x, x_block, n, f, o, table, acc);
         at += lines * s->stride;
-        x += per * pair_bytes(width, o);
+        x += per * pair_bytes(n.width, o);
     }
-    if (per > 1 && pairs > 0) dot_unit(at, s, pairs, x, width, halves, f, o, table, acc);
+    if (per > 1 && pairs > 0) dot_unit(at, s, pairs, x, x_block, n, f, o, table, acc);
 }
 
 /* ---- bf12: chunks with escapes --------------------------------------------------------------- */
@@ -191,8 +245,7 @@ static void bf12_patch(const uint8_t *at, const span *s, size_t terms,
     }
 }
 
-INLINE void dot_bf12(const span *s, size_t m, const uint8_t *x, size_t width, size_t halves,
-                     kernel_operand o, vec acc[2][KERNEL_WIDTH])
+INLINE void dot_bf12(const span *s, size_t m, const uint8_t *x, shape n, kernel_operand o, accs acc)
 {
     const kernel_bf12_head *head = (const kernel_bf12_head *)(const void *)s->panel->stream;
     const uint8_t *counts = s->panel->stream + sizeof *head + s->first / KERNEL_BLOCK;
@@ -203,16 +256,18 @@ INLINE void dot_bf12(const span *s, size_t m, const uint8_t *x, size_t width, si
         size_t terms = s->end - k < KERNEL_BLOCK ? s->end - k : KERNEL_BLOCK;
         if (__builtin_expect(*counts != 0, 0)) {
             uint8_t wide[KERNEL_BLOCK * KERNEL_LINE] __attribute__((aligned(KERNEL_ALIGN)));
-            const span ready = {s->panel, wide, 2 * KERNEL_LINE, KERNEL_LINE, 0, 0, NULL};
+            const span ready = {.panel = s->panel,
+                                .lines = wide,
+                                .stride = 2 * KERNEL_LINE,
+                                .second = KERNEL_LINE};
             bf12_patch(at, s, terms, escapes, *counts, &table, wide);
-            dot_terms(wide + m * KERNEL_LINE, &ready, terms, x, width, halves, FORMAT_BF16, o,
-                      NULL, acc);
+            dot_terms(wide + m * KERNEL_LINE, &ready, terms, x, n, FORMAT_BF16, o, NULL, acc);
             escapes += *counts;
         } else {
-            dot_terms(at + m * s->second, s, terms, x, width, halves, FORMAT_BF12, o, &table, acc);
+            dot_terms(at + m * s->second, s, terms, x, n, FORMAT_BF12, o, &table, acc);
         }
         at += KERNEL_BLOCK / 8 * 3 * s->stride;
-        x += KERNEL_BLOCK / 2 * pair_bytes(width, o);
+        x += KERNEL_BLOCK / 2 * pair_bytes(n.width, o);
     }
 }
 
@@ -222,105 +277,156 @@ INLINE void dot_bf12(const span *s, size_t m, const uint8_t *x, size_t width, si
 typedef float (*tile_sums)[KERNEL_ROWS];
 
 /* Plain weights: a span is one block of 512, its dot from +0. */
-INLINE void plain_tile(const span *s, size_t m, const uint8_t *x, size_t width, size_t halves,
-                       kernel_format f, kernel_operand o, tile_sums sum)
+INLINE void plain_tile(const span *s, size_t m, const uint8_t *x, size_t width, kernel_format f,
+                       kernel_operand o, tile_sums sum)
 {
-    vec acc[2][KERNEL_WIDTH];
-    for (size_t i = 0; i < halves; i++)
-        for (size_t t = 0; t < width; t++) acc[i][t] = v_zero();
+    const shape n = shape_of(width, f, o);
+    accs acc;
+    accs_clear(n, acc);
     if (f == FORMAT_BF12)
-        dot_bf12(s, m, x, width, halves, o, acc);
+        dot_bf12(s, m, x, n, o, acc);
     else
-        dot_terms(s->lines + m * s->second, s, s->end - s->first, x, width, halves, f, o, NULL,
-                  acc);
-    for (size_t i = 0; i < halves; i++)
-        for (size_t t = 0; t < width; t++) {
+        dot_terms(s->lines + m * s->second, s, s->end - s->first, x, n, f, o, NULL, acc);
+    UNROLL for (size_t i = 0; i < n.halves; i++)
+        UNROLL for (size_t t = 0; t < width; t++) {
             float *at = sum[(m + i) * KERNEL_TOKENS + t];
-            v_store(at, v_add(v_load(at), acc[i][t]));
+            v_store(at, v_add(v_load(at), acc[0][i][t]));
         }
 }
 
-/* The scale bytes of block n, half m, and whether one of its group is 0 or 255. */
-INLINE const uint8_t *block_scale(const kernel_panel *p, kernel_format f, size_t n, int *special)
-{
-    const uint8_t *scale = p->stream + kernel_scale_at(f, p->halves, n);
-    *special = l_has_special(
-        l_load(p->stream + kernel_scale_at(f, p->halves, n - n % kernel_group(p->halves))));
-    return scale;
-}
+/* What the blocks of a group have: scale bytes of the first block's half m, from half to half and
+ * from block to block; whether one of the group's bytes is 0 or 255. */
+typedef struct scales {
+    const uint8_t *at;
+    size_t half, block;
+    int special;
+} scales;
 
-/* MX weights: the dot of each block of 32 from +0, scaled into the sums by one fma. */
-INLINE void mx_tile(const span *s, size_t m, const uint8_t *x, size_t width, size_t halves,
-                    kernel_format f, kernel_operand o, tile_sums sum)
+/* sum = fma(acc * low(s), 2^(max(s,1)-127), sum). */
+INLINE void mx_scale(const scales *c, shape n, size_t m, accs acc, tile_sums sum)
 {
-    const size_t step = s->second / KERNEL_LINE * KERNEL_ROWS;
-    for (size_t n = s->first / KERNEL_BLOCK; n < s->end / KERNEL_BLOCK; n++) {
-        int special;
-        const uint8_t *scale = block_scale(s->panel, f, n, &special) + m * step;
-        const uint8_t *at = s->panel->stream + kernel_block_at(f, s->panel->halves, n);
-        vec acc[2][KERNEL_WIDTH];
-        for (size_t i = 0; i < halves; i++)
-            for (size_t t = 0; t < width; t++) acc[i][t] = v_zero();
-        dot_terms(at + m * s->second, s, KERNEL_BLOCK, x, width, halves, f, o, NULL, acc);
-        for (size_t i = 0; i < halves; i++) {
-            vec power;
-            if (__builtin_expect(special, 0)) {
-                vec low = v_e8m0_low(scale + i * step);
-                for (size_t t = 0; t < width; t++) acc[i][t] = v_mul(acc[i][t], low);
-                power = v_e8m0(scale + i * step);
-            } else {
-                power = v_e8m0_normal(scale + i * step);
+    UNROLL for (size_t b = 0; b < n.blocks; b++)
+        UNROLL for (size_t i = 0; i < n.halves; i++) {
+            const uint8_t *scale = c->at + b * c->block + i * c->half;
+            vec power = v_e8m0_normal(scale);
+            if (__builtin_expect(c->special, 0)) {
+                vec low = v_e8m0_low(scale);
+                power = v_e8m0(scale);
+                UNROLL for (size_t t = 0; t < n.width; t++)
+                    acc[b][i][t] = v_mul(acc[b][i][t], low);
             }
-            for (size_t t = 0; t < width; t++) {
+            UNROLL for (size_t t = 0; t < n.width; t++) {
                 float *to = sum[(m + i) * KERNEL_TOKENS + t];
-                v_store(to, v_fma(acc[i][t], power, v_load(to)));
+                v_store(to, v_fma(acc[b][i][t], power, v_load(to)));
             }
         }
-        x += KERNEL_BLOCK / 2 * pair_bytes(width, o);
+}
+
+/* n.blocks blocks of MX weights, their lines at `at`: the dot of each from +0, scaled into the
+ * sums by one fma. */
+INLINE void mx_blocks(const span *s, const uint8_t *at, const scales *c, size_t m,
+                      const uint8_t *x, shape n, kernel_format f, kernel_operand o, tile_sums sum)
+{
+    accs acc;
+    accs_clear(n, acc);
+    dot_terms(at + m * s->second, s, KERNEL_BLOCK, x, n, f, o, NULL, acc);
+    mx_scale(c, n, m, acc, sum);
+}
+
+/* An int8 tile: the words of its codes, half scales and offsets. */
+typedef struct int8_words {
+    const uint8_t *codes;
+    const float *half;
+    const int32_t *offset;
+} int8_words;
+
+/* sum[t] = fma((float)acc[t], (half[t] * low) * power, sum[t]). */
+INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, size_t width,
+                       int has_low, tile_sums sum)
+{
+    UNROLL for (size_t t = 0; t < width; t++) {
+        vec scale = v_set1(half[t]);
+        if (has_low) scale = v_mul(scale, low);
+        scale = v_mul(scale, power);
+        v_store(sum[t], v_fma(v_from_int(acc[t]), scale, v_load(sum[t])));
     }
 }
 
-/* MXFP4 weights and int8 operands: exact dots of a block as int32, weights taken as 12 + twice
+/* The same of MXFP4 weights and int8 operands: exact dots as int32, weights taken as 12 + twice
  * the e2m1 value, which the offset takes back. */
-INLINE void int8_tile(const span *s, size_t m, const uint8_t *tile, size_t width, size_t halves,
-                      tile_sums sum)
+INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_t m, int8_words x,
+                        shape n, tile_sums sum)
 {
-    const kernel_panel *p = s->panel;
-    const size_t step = s->second / KERNEL_LINE * KERNEL_ROWS;
-    const uint32_t *words = (const uint32_t *)(const void *)tile;
-    for (size_t n = s->first / KERNEL_BLOCK; n < s->end / KERNEL_BLOCK; n++) {
-        int special;
-        const uint8_t *scale = block_scale(p, FORMAT_MXFP4, n, &special) + m * step;
-        const uint8_t *at =
-            p->stream + kernel_block_at(FORMAT_MXFP4, p->halves, n) + m * s->second;
-        const uint8_t *x = (const uint8_t *)(words + n * (KERNEL_BLOCK / 4) * width);
-        const uint32_t *half_scale = words + (p->k / 4 + n) * width;
-        const uint32_t *offset = half_scale + p->k / KERNEL_BLOCK * width;
-        ivec acc[2][KERNEL_WIDTH];
-        for (size_t t = 0; t < width; t++)
-            for (size_t i = 0; i < halves; i++) acc[i][t] = i_set1((int32_t)offset[t]);
-        for (size_t j = 0; j < KERNEL_BLOCK / 8; j++) {
-            line w[2][2]; /* [nibble][half] */
-            l_prefetch(at + VEC_AHEAD);
-            l_prefetch(at + VEC_AHEAD + KERNEL_LINE);
-            for (size_t i = 0; i < halves; i++)
-                l_e2m1_bytes(l_load(at + i * s->second), &w[0][i], &w[1][i]);
-            for (size_t b = 0; b < 2; b++, x += width * sizeof(uint32_t))
-                for (size_t t = 0; t < width; t++) {
-                    line codes = l_word(x + t * sizeof(uint32_t));
-                    for (size_t i = 0; i < halves; i++)
-                        acc[i][t] = i_dot(acc[i][t], w[b][i], codes);
+    const size_t word = n.width * sizeof(uint32_t), x_block = KERNEL_BLOCK / 4 * word;
+    ivec acc[2][2][KERNEL_WIDTH];
+    at += m * s->second;
+    UNROLL for (size_t b = 0; b < n.blocks; b++)
+        UNROLL for (size_t t = 0; t < n.width; t++)
+            UNROLL for (size_t i = 0; i < n.halves; i++)
+                acc[b][i][t] = i_set1(x.offset[b * n.width + t]);
+    for (size_t j = 0; j < KERNEL_BLOCK / 8; j++, at += s->stride, x.codes += 2 * word)
+        UNROLL for (size_t b = 0; b < n.blocks; b++) {
+            const uint8_t *lines = at + b * s->block;
+            line codes[2], w[2]; /* [half] */
+            l_prefetch(lines + VEC_AHEAD);
+            l_prefetch(lines + VEC_AHEAD + KERNEL_LINE);
+            UNROLL for (size_t i = 0; i < n.halves; i++) codes[i] = l_load(lines + i * s->second);
+            UNROLL for (size_t nibble = 0; nibble < 2; nibble++) {
+                UNROLL for (size_t i = 0; i < n.halves; i++)
+                    w[i] = l_e2m1_bytes(codes[i], (int)nibble);
+                UNROLL for (size_t t = 0; t < n.width; t++) {
+                    line q = l_word(x.codes + b * x_block + nibble * word + t * sizeof(uint32_t));
+                    UNROLL for (size_t i = 0; i < n.halves; i++)
+                        acc[b][i][t] = i_dot(acc[b][i][t], w[i], q);
                 }
-            at += s->stride;
-        }
-        for (size_t i = 0; i < halves; i++) {
-            vec power = special ? v_e8m0(scale + i * step) : v_e8m0_normal(scale + i * step);
-            for (size_t t = 0; t < width; t++) {
-                float *to = sum[(m + i) * KERNEL_TOKENS + t];
-                vec half = v_set1(num_float(half_scale[t]));
-                if (__builtin_expect(special, 0)) half = v_mul(half, v_e8m0_low(scale + i * step));
-                v_store(to, v_fma(v_from_int(acc[i][t]), v_mul(half, power), v_load(to)));
             }
+        }
+    UNROLL for (size_t b = 0; b < n.blocks; b++)
+        UNROLL for (size_t i = 0; i < n.halves; i++) {
+            const uint8_t *scale = c->at + b * c->block + i * c->half;
+            const float *half = x.half + b * n.width;
+            tile_sums to = sum + (m + i) * KERNEL_TOKENS;
+            if (__builtin_expect(c->special, 0))
+                int8_scale(acc[b][i], v_e8m0_low(scale), v_e8m0(scale), half, n.width, 1, to);
+            else
+                int8_scale(acc[b][i], v_zero(), v_e8m0_normal(scale), half, n.width, 0, to);
+        }
+}
+
+/* The groups of a span of MX weights. */
+INLINE void mx_tile(const span *s, size_t m, const uint8_t *tile, size_t width, kernel_format f,
+                    kernel_operand o, tile_sums sum)
+{
+    const shape many = shape_of(width, f, o), one = {width, many.halves, 1};
+    const size_t in_panel = s->second == 0 ? 1 : 2, group = s->second == 0 ? 4 : 2;
+    const size_t block_x = KERNEL_BLOCK / 2 * pair_bytes(width, o), all = s->panel->k / KERNEL_BLOCK;
+    const uint8_t *at = s->lines;
+    for (size_t g = s->first / KERNEL_BLOCK; g < s->end / KERNEL_BLOCK; g += group) {
+        const size_t end = s->end / KERNEL_BLOCK - g;
+        scales c = {at + m * KERNEL_ROWS, KERNEL_ROWS * (in_panel - 1), KERNEL_ROWS * in_panel,
+                    l_has_special(l_load(at))};
+        at += KERNEL_LINE;
+        for (size_t b = 0; b < group && b < end;) {
+            const int both = many.blocks == 2 && b + 2 <= end;
+            const size_t n = both ? 2 : 1;
+            if (o == OPERAND_INT8) {
+                const uint32_t *word = (const uint32_t *)(const void *)tile;
+                const uint32_t *half = word + (all * (KERNEL_BLOCK / 4) + g + b) * width;
+                int8_words x = {(const uint8_t *)(word + (g + b) * (KERNEL_BLOCK / 4) * width),
+                                (const float *)(const void *)half,
+                                (const int32_t *)(const void *)(half + all * width)};
+                if (both)
+                    int8_blocks(s, at, &c, m, x, many, sum);
+                else
+                    int8_blocks(s, at, &c, m, x, one, sum);
+            } else if (both) {
+                mx_blocks(s, at, &c, m, tile + (g + b) * block_x, many, f, o, sum);
+            } else {
+                mx_blocks(s, at, &c, m, tile + (g + b) * block_x, one, f, o, sum);
+            }
+            b += n;
+            c.at += n * c.block;
+            at += n * s->block;
         }
     }
 }
@@ -329,14 +435,12 @@ INLINE void tile_of_width(const span *s, const uint8_t *tile, size_t width, kern
                           kernel_operand o, tile_sums sum)
 {
     const uint8_t *x = tile + s->first / 2 * pair_bytes(width, o);
-    const size_t halves = width <= VEC_BOTH ? 2 : 1;
+    const size_t halves = shape_of(width, f, o).halves;
     for (size_t m = 0; m < 2; m += halves) {
-        if (o == OPERAND_INT8)
-            int8_tile(s, m, tile, width, halves, sum);
-        else if (kernel_is_mx(f))
-            mx_tile(s, m, x, width, halves, f, o, sum);
+        if (kernel_is_mx(f))
+            mx_tile(s, m, tile, width, f, o, sum);
         else
-            plain_tile(s, m, x, width, halves, f, o, sum);
+            plain_tile(s, m, x, width, f, o, sum);
         if (s->second == 0) break;
     }
 }
@@ -344,10 +448,19 @@ INLINE void tile_of_width(const span *s, const uint8_t *tile, size_t width, kern
 /* A tile for a width known at run time: an instance for each. */
 typedef void tile_fn(const span *s, const uint8_t *tile, size_t width, tile_sums sum);
 
-#if VEC_WIDTH > 6
+#if VEC_WIDTH > 4
 #define WIDE_CASES(call)                                                                           \
+    case 5: call(5); break;                                                                        \
+    case 6: call(6); break;                                                                        \
     case 7: call(7); break;                                                                        \
-    case 8: call(8); break;                                                                        \
+    case 8:                                                                                        \
+        call(8);                                                                                   \
+        break;
+#else
+#define WIDE_CASES(call)
+#endif
+#if VEC_WIDTH > 8
+#define WIDEST_CASES(call)                                                                         \
     case 9: call(9); break;                                                                        \
     case 10: call(10); break;                                                                      \
     case 11: call(11); break;                                                                      \
@@ -355,27 +468,27 @@ typedef void tile_fn(const span *s, const uint8_t *tile, size_t width, tile_sums
         call(12);                                                                                  \
         break;
 #else
-#define WIDE_CASES(call)
+#define WIDEST_CASES(call)
 #endif
 
-#define SWITCH_WIDTH(width, call)                                                                  \
+#define SWITCH_WIDTH(width, call, more_cases)                                                      \
     switch (width) {                                                                               \
     case 1: call(1); break;                                                                        \
     case 2: call(2); break;                                                                        \
     case 3: call(3); break;                                                                        \
-    case 4: call(4); break;                                                                        \
-    case 5: call(5); break;                                                                        \
-    case 6:                                                                                        \
-        call(6);                                                                                   \
+    case 4:                                                                                        \
+        call(4);                                                                                   \
         break;                                                                                     \
         WIDE_CASES(call)                                                                           \
+        more_cases(call)                                                                           \
     default: __builtin_unreachable();                                                              \
     }
+#define NO_CASES(call)
 
-#define TILE(name)                                                                                 \
+#define TILE(name, more_cases)                                                                     \
     static void tile_##name(const span *s, const uint8_t *tile, size_t width, tile_sums sum)       \
     {                                                                                              \
-        SWITCH_WIDTH(width, TILE_##name)                                                           \
+        SWITCH_WIDTH(width, TILE_##name, more_cases)                                               \
     }
 
 #define TILE_bf16(n)       tile_of_width(s, tile, n, FORMAT_BF16, OPERAND_F32, sum)
@@ -387,15 +500,15 @@ typedef void tile_fn(const span *s, const uint8_t *tile, size_t width, tile_sums
 #define TILE_mxfp4(n)      tile_of_width(s, tile, n, FORMAT_MXFP4, OPERAND_F32, sum)
 #define TILE_bf12(n)       tile_of_width(s, tile, n, FORMAT_BF12, OPERAND_F32, sum)
 #define TILE_mxfp4_int8(n) tile_of_width(s, tile, n, FORMAT_MXFP4, OPERAND_INT8, sum)
-TILE(bf16)
-TILE(f16)
-TILE(f32)
-TILE(e4m3_ieee)
-TILE(e4m3fn)
-TILE(mxfp8)
-TILE(mxfp4)
-TILE(bf12)
-TILE(mxfp4_int8)
+TILE(bf16, WIDEST_CASES)
+TILE(f16, WIDEST_CASES)
+TILE(f32, WIDEST_CASES)
+TILE(e4m3_ieee, WIDEST_CASES)
+TILE(e4m3fn, WIDEST_CASES)
+TILE(mxfp8, NO_CASES)
+TILE(mxfp4, NO_CASES)
+TILE(bf12, WIDEST_CASES)
+TILE(mxfp4_int8, NO_CASES)
 #ifdef VEC_BF16
 #define TILE_bf16_bf16(n)      tile_of_width(s, tile, n, FORMAT_BF16, OPERAND_BF16, sum)
 #define TILE_e4m3_ieee_bf16(n) tile_of_width(s, tile, n, FORMAT_E4M3_IEEE, OPERAND_BF16, sum)
@@ -403,12 +516,12 @@ TILE(mxfp4_int8)
 #define TILE_mxfp8_bf16(n)     tile_of_width(s, tile, n, FORMAT_MXFP8, OPERAND_BF16, sum)
 #define TILE_mxfp4_bf16(n)     tile_of_width(s, tile, n, FORMAT_MXFP4, OPERAND_BF16, sum)
 #define TILE_bf12_bf16(n)      tile_of_width(s, tile, n, FORMAT_BF12, OPERAND_BF16, sum)
-TILE(bf16_bf16)
-TILE(e4m3_ieee_bf16)
-TILE(e4m3fn_bf16)
-TILE(mxfp8_bf16)
-TILE(mxfp4_bf16)
-TILE(bf12_bf16)
+TILE(bf16_bf16, WIDEST_CASES)
+TILE(e4m3_ieee_bf16, WIDEST_CASES)
+TILE(e4m3fn_bf16, WIDEST_CASES)
+TILE(mxfp8_bf16, NO_CASES)
+TILE(mxfp4_bf16, NO_CASES)
+TILE(bf12_bf16, WIDEST_CASES)
 #endif
 
 /* ---- a panel --------------------------------------------------------------------------------- */
@@ -431,8 +544,12 @@ static size_t bf12_count(const kernel_panel *p, size_t first, size_t end)
 INLINE void panel_run(const kernel_panel *p, const kernel_tiles *tiles, kernel_format f,
                       tile_fn *run, panel_sums sum)
 {
-    const size_t stride = p->halves * KERNEL_LINE;
-    span s = {p, p->stream, stride, stride - KERNEL_LINE, 0, 0, NULL};
+    const size_t stride = p->halves * KERNEL_LINE, block = p->halves * kernel_block_bytes(f);
+    span s = {.panel = p,
+              .lines = p->stream,
+              .stride = stride,
+              .second = stride - KERNEL_LINE,
+              .block = block};
     if (f == FORMAT_BF12) {
         s.lines += ((const kernel_bf12_head *)(const void *)p->stream)->lines_at;
         s.escapes = bf12_escapes(p);
@@ -446,7 +563,8 @@ INLINE void panel_run(const kernel_panel *p, const kernel_tiles *tiles, kernel_f
             run(&s, tile, width, &sum[0][t]);
         }
         if (f == FORMAT_BF12) s.escapes += bf12_count(p, s.first, s.end);
-        s.lines += (s.end - s.first) / (2 * unit_pairs(f)) * unit_lines(f) * stride;
+        s.lines += kernel_is_mx(f) ? kernel_panel_bytes(f, p->halves, KERNEL_PLAIN)
+                                   : KERNEL_PLAIN / (2 * unit_pairs(f)) * unit_lines(f) * stride;
     }
 }
 
@@ -599,5 +717,5 @@ KERNEL_PAIR(bf12_bf16, FORMAT_BF12)
 
 #define KERNEL_TABLE(name)                                                                         \
     {                                                                                              \
-        name, VEC_WIDTH, SLOTS(gate_up), SLOTS(down), quantize_tokens, reduce_terms                \
+        name, {VEC_WIDTH, VEC_WIDTH_MX}, SLOTS(gate_up), SLOTS(down), quantize_tokens, reduce_terms                \
     }

@@ -42,7 +42,7 @@ bool plan_size(const problem *p, const kernel_table *kernels, call_plan *plan)
     plan->p = p;
     plan->hidden = quantize_hidden_kind(p, kernels);
     plan->mid = quantize_mid_kind(p, kernels);
-    plan->tile_width = kernels->width;
+    plan->tile_width = kernels->width[p->mx];
     if (p->experts != NULL)
         *l = p->experts->layout;
     else if (!pack_layout_of(&p->source, l))

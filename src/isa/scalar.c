@@ -264,6 +264,6 @@ KERNEL_PAIR(bf12, FORMAT_BF12, OPERAND_F32)
             [FORMAT_BF12] = {kind##_bf12},       \
     }
 
-const kernel_table kernel_table_scalar = {"scalar",       1,
+const kernel_table kernel_table_scalar = {"scalar",       {1, 1},
                                           SLOTS(gate_up), SLOTS(down),
                                           quantize_tokens, reduce_terms};

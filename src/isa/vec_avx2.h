@@ -4,9 +4,11 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#define VEC_WIDTH 6
-#define VEC_BOTH  2
-#define V_INLINE  static inline __attribute__((always_inline))
+#define VEC_WIDTH    4
+#define VEC_WIDTH_MX 4
+#define VEC_SUMS     4
+#define VEC_FEW      1
+#define V_INLINE     static inline __attribute__((always_inline))
 
 typedef struct vec {
     __m256 a, b;
@@ -353,10 +355,9 @@ V_INLINE __m256i half_e2m1_bytes(__m256i a)
     return _mm256_shuffle_epi8(table, _mm256_and_si256(a, _mm256_set1_epi8(15)));
 }
 
-/* 12 + twice the e2m1 value of the low and the high nibbles. */
-V_INLINE void l_e2m1_bytes(line x, line *low, line *high)
+/* 12 + twice the e2m1 value of the low (b 0) or the high (1) nibbles. */
+V_INLINE line l_e2m1_bytes(line x, int b)
 {
-    *low = (line){half_e2m1_bytes(x.a), half_e2m1_bytes(x.b)};
-    *high = (line){half_e2m1_bytes(_mm256_srli_epi16(x.a, 4)),
-                   half_e2m1_bytes(_mm256_srli_epi16(x.b, 4))};
+    if (b == 1) x = (line){_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)};
+    return (line){half_e2m1_bytes(x.a), half_e2m1_bytes(x.b)};
 }

@@ -4,9 +4,10 @@
 #include <immintrin.h>
 #include <stdint.h>
 
-#define VEC_WIDTH 12
-#define VEC_BOTH  12
-#define V_INLINE  static inline __attribute__((always_inline))
+#define VEC_WIDTH    12
+#define VEC_WIDTH_MX 8
+#define VEC_SUMS     24
+#define V_INLINE     static inline __attribute__((always_inline))
 
 typedef __m512 vec;
 typedef __m512i line;
@@ -298,12 +299,11 @@ V_INLINE ivec i_dot(ivec acc, line w, line codes)
 #endif
 }
 
-/* 12 + twice the e2m1 value of the low and the high nibbles. */
-V_INLINE void l_e2m1_bytes(line a, line *low, line *high)
+/* 12 + twice the e2m1 value of the low (b 0) or the high (1) nibbles. */
+V_INLINE line l_e2m1_bytes(line a, int b)
 {
-    const __m512i nibble = _mm512_set1_epi8(15);
     const __m512i table = _mm512_broadcast_i32x4(
         _mm_set_epi8(0, 4, 6, 8, 9, 10, 11, 12, 24, 20, 18, 16, 15, 14, 13, 12));
-    *low = _mm512_shuffle_epi8(table, _mm512_and_si512(a, nibble));
-    *high = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(a, 4), nibble));
+    if (b == 1) a = _mm512_srli_epi16(a, 4);
+    return _mm512_shuffle_epi8(table, _mm512_and_si512(a, _mm512_set1_epi8(15)));
 }
