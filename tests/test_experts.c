@@ -186,6 +186,8 @@ static const struct spoilt {
     FIELD(MX_ROWS, up.scale.row_stride, 0, MOE_E_VALUE, BY_SHAPE, "= 0: must be at least 1"),
     NAMED(ROWS, "gate.weights", gate.weights.expert_stride, INT64_MAX - 1, MOE_E_OVERFLOW, BY_SHAPE,
           "do not fit"),
+    NAMED(ROWS, "gate.weights", gate.weights.expert_stride, (int64_t)1 << 62, MOE_E_OVERFLOW,
+          BY_SHAPE, "do not fit"),
     NAMED(ROWS, "gate.weights", gate.weights.row_stride, INT64_MAX - 1, MOE_E_OVERFLOW, BY_SHAPE,
           "do not fit"),
     NAMED(ROWS, "down.weights", down.weights.column_stride, (int64_t)1 << 62, MOE_E_OVERFLOW,
