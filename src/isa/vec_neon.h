@@ -1,16 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* vec_neon.h - the vocabulary of kernel_tmpl.h in Advanced SIMD (AArch64): four registers for each
- * vec.  With VEC_DOTPROD, defined by the including file, also SDOT.
+ * vec.  With VEC_DOTPROD, defined by the including file, also SDOT; with VEC_MATRIX also SMMLA.
  *
- * Left out on purpose: BFDOT and BFMMLA do not round as the two fmas of docs/numerics.md section 4;
- * USDOT (i8mm) is no faster than SDOT, for which weights of 0..24 are signed as well; SMMLA and
- * USMMLA take 2 x 8 blocks, and a line, four k of sixteen rows, has another shape. */
+ * VEC_SUMS is 2, though 4 sums are half of the registers: decoding takes the rest, and gcc 12 then
+ * moves sums to the stack and back more often than a second half or block saves a load.
+ *
+ * Left out on purpose: BFDOT and BFMMLA do not round as the two fmas of docs/numerics.md section
+ * 4; USDOT is no faster than SDOT, for which weights of 0..24 are signed as well. */
 #include <arm_neon.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #define VEC_WIDTH    4
 #define VEC_WIDTH_MX 4
-#define VEC_SUMS     4
+#define VEC_SUMS     2
 #define VEC_FEW      1
 #define V_INLINE     static inline __attribute__((always_inline))
 
@@ -437,3 +440,57 @@ V_INLINE line l_e2m1_bytes(line x, int b)
 {
     return b == 0 ? (line)EACH1(q_e2m1_low, x) : (line)EACH1(q_e2m1_high, x);
 }
+
+#ifdef VEC_MATRIX
+
+/* Of two tokens' sums: for each row both, two rows in a register, rows 0 and 1 in t0.a, 2 and 3 in
+ * t1.a, 4 and 5 in t0.b; and back. */
+V_INLINE void i_pair(ivec *t0, ivec *t1)
+{
+    const ivec a = *t0, b = *t1;
+    *t0 = (ivec)EACH2(vzip1q_s32, a, b);
+    *t1 = (ivec)EACH2(vzip2q_s32, a, b);
+}
+
+V_INLINE void i_unpair(ivec *t0, ivec *t1)
+{
+    const ivec a = *t0, b = *t1;
+    *t0 = (ivec)EACH2(vuzp1q_s32, a, b);
+    *t1 = (ivec)EACH2(vuzp2q_s32, a, b);
+}
+
+/* The words of two neighbours: first and second of the one, then of the other. */
+V_INLINE int8x16_t q_zip_words(uint16x8_t first, uint16x8_t second)
+{
+    return vreinterpretq_s8_u32(
+        vzip1q_u32(vreinterpretq_u32_u16(first), vreinterpretq_u32_u16(second)));
+}
+
+V_INLINE int8x16_t q_zip_last_words(uint16x8_t first, uint16x8_t second)
+{
+    return vreinterpretq_s8_u32(
+        vzip2q_u32(vreinterpretq_u32_u16(first), vreinterpretq_u32_u16(second)));
+}
+
+V_INLINE void q_matrix(int32x4_t *rows01, int32x4_t *rows23, uint16x8_t codes, int8x16_t x)
+{
+    uint16x8_t low = q_e2m1_low(codes), high = q_e2m1_high(codes);
+    *rows01 = vmmlaq_s32(*rows01, q_zip_words(low, high), x);
+    *rows23 = vmmlaq_s32(*rows23, q_zip_last_words(low, high), x);
+}
+
+/* Paired sums + the dots of the eight weights of each row of a line of e2m1, taken as
+ * l_e2m1_bytes does, and two tokens' codes: a word of each at x, for the low nibbles, and `next`
+ * bytes on, for the high ones. */
+V_INLINE void i_matrix(ivec *t0, ivec *t1, line codes, const uint8_t *x, size_t next)
+{
+    uint16x8_t low = vreinterpretq_u16_u8(vcombine_u8(vld1_u8(x), vdup_n_u8(0)));
+    uint16x8_t high = vreinterpretq_u16_u8(vcombine_u8(vld1_u8(x + next), vdup_n_u8(0)));
+    int8x16_t tokens = q_zip_words(low, high);
+    q_matrix(&t0->a, &t1->a, codes.a, tokens);
+    q_matrix(&t0->b, &t1->b, codes.b, tokens);
+    q_matrix(&t0->c, &t1->c, codes.c, tokens);
+    q_matrix(&t0->d, &t1->d, codes.d, tokens);
+}
+
+#endif
