@@ -19,7 +19,8 @@
  * Vocabulary: vec, line (64 bytes), ivec (16 int32) and the v_, l_, i_ words used below;
  * VEC_WIDTH and VEC_WIDTH_MX, the widest tiles with plain and with MX weights; VEC_SUMS, how many
  * vec accumulators stay in registers; VEC_FEW where registers are so few that halves take turns
- * within a pair of k; VEC_BF16 where the word for OPERAND_BF16 exists. */
+ * within a pair of k; VEC_BF16 where the word for OPERAND_BF16 exists; VEC_MATRIX where
+ * those exist that take the int8 dots of two tokens at once. */
 #include "kernel.h"
 #include "numeric.h"
 #include "quantize_block.h"
@@ -369,6 +370,22 @@ INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, s
     }
 }
 
+/* Where VEC_MATRIX takes tokens two by two: their sums, side by side as it has them, and back. */
+INLINE void int8_pairs(shape n, ivec acc[2][2][KERNEL_WIDTH], int pair)
+{
+#ifdef VEC_MATRIX
+    if (n.width % 2 != 0) return;
+    UNROLL for (size_t b = 0; b < n.blocks; b++)
+        UNROLL for (size_t i = 0; i < n.halves; i++)
+            UNROLL for (size_t t = 0; t < n.width; t += 2)
+                (pair ? i_pair : i_unpair)(&acc[b][i][t], &acc[b][i][t + 1]);
+#else
+    (void)n;
+    (void)acc;
+    (void)pair;
+#endif
+}
+
 /* The same of MXFP4 weights and int8 operands: exact dots as int32, weights taken as 12 + twice
  * the e2m1 value, which the offset takes back. */
 INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_t m, int8_words x,
@@ -382,12 +399,22 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
         UNROLL for (size_t t = 0; t < n.width; t++)
             UNROLL for (size_t i = 0; i < n.halves; i++)
                 acc[b][i][t] = i_set1(x.offset[b * n.width + t]);
+    int8_pairs(n, acc, 1);
     for (size_t j = 0; j < KERNEL_BLOCK / 8; j++, at += s->stride, x.codes += 2 * word)
         UNROLL for (size_t b = 0; b < n.blocks; b++) {
             const uint8_t *lines = at + b * s->block;
             line codes[2], w[2]; /* [half] */
             ahead = prefetch_lines(ahead, s->gap, 2);
             UNROLL for (size_t i = 0; i < n.halves; i++) codes[i] = l_load(lines + i * s->second);
+#ifdef VEC_MATRIX
+            if (n.width % 2 == 0) {
+                UNROLL for (size_t t = 0; t < n.width; t += 2)
+                    UNROLL for (size_t i = 0; i < n.halves; i++)
+                        i_matrix(&acc[b][i][t], &acc[b][i][t + 1], codes[i],
+                                 x.codes + b * x_block + t * sizeof(uint32_t), word);
+                continue;
+            }
+#endif
             UNROLL for (size_t nibble = 0; nibble < 2; nibble++) {
                 UNROLL for (size_t i = 0; i < n.halves; i++)
                     w[i] = l_e2m1_bytes(codes[i], (int)nibble);
@@ -398,6 +425,7 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
                 }
             }
         }
+    int8_pairs(n, acc, 0);
     UNROLL for (size_t b = 0; b < n.blocks; b++)
         UNROLL for (size_t i = 0; i < n.halves; i++) {
             const uint8_t *scale = c->at + b * c->block + i * c->half;
