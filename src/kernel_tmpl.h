@@ -34,7 +34,7 @@
 #endif
 
 #ifndef VEC_AHEAD
-#define VEC_AHEAD 4096 /* bytes that a panel is prefetched ahead: docs/performance.md */
+#define VEC_AHEAD 8704 /* bytes that a panel is prefetched ahead: docs/performance.md */
 #endif
 
 /* The sums of a panel, [half][token][row]. */
@@ -122,13 +122,17 @@ typedef struct shape {
 
 typedef vec accs[2][2][KERNEL_WIDTH]; /* [block][half][token] */
 
-/* Both halves at once if they fit; of MX weights also two blocks, whose dots do not wait for each
- * other, if what decoding takes fits beside them (docs/performance.md). */
+/* Both halves at once if they fit.  Of MX weights also two blocks, whose dots do not wait for each
+ * other, if what decoding takes fits beside them; one or two tokens wait for memory instead, which
+ * likes lines in order (docs/performance.md). */
 INLINE shape shape_of(size_t width, kernel_format f, kernel_operand o)
 {
     const size_t halves = 2 * width <= VEC_SUMS ? 2 : 1;
-    const size_t room = f == FORMAT_MXFP8 ? VEC_SUMS / 3 : o == OPERAND_INT8 ? VEC_SUMS * 2 / 3 : VEC_SUMS;
-    return (shape){width, halves, kernel_is_mx(f) && 2 * halves * width <= room ? 2 : 1};
+    const size_t room = f == FORMAT_MXFP8      ? VEC_SUMS / 3
+                        : o == OPERAND_INT8 ? VEC_SUMS * 2 / 3
+                                               : VEC_SUMS;
+    const int both = kernel_is_mx(f) && width > 2 && 2 * halves * width <= room;
+    return (shape){width, halves, both ? 2 : 1};
 }
 
 INLINE void accs_clear(shape n, accs acc)
@@ -207,13 +211,10 @@ INLINE void dot_terms(const uint8_t *at, const span *s, size_t terms, const uint
     const size_t lines = unit_lines(f), per = unit_pairs(f);
     const size_t x_block = terms / 2 * pair_bytes(n.width, o);
     size_t pairs = terms / 2;
+    const uint8_t *ahead = at + VEC_AHEAD; /* in the order of addresses, whatever that of use is */
     for (; pairs >= per; pairs -= per) {
-        UNROLL for (size_t b = 0; b < n.blocks; b++)
-            UNROLL for (size_t i = 0; i < lines; i++) {
-                const uint8_t *ahead = at + VEC_AHEAD + b * s->block + i * s->stride;
-                l_prefetch(ahead);
-                l_prefetch(ahead + KERNEL_LINE);
-            }
+        UNROLL for (size_t i = 0; i < 2 * lines * n.blocks; i++) l_prefetch(ahead + i * KERNEL_LINE);
+        ahead += 2 * lines * n.blocks * KERNEL_LINE;
         dot_unit(at, s, per, x, x_block, n, f, o, table, acc);
         at += lines * s->stride;
         x += per * pair_bytes(n.width, o);
@@ -359,6 +360,7 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
 {
     const size_t word = n.width * sizeof(uint32_t), x_block = KERNEL_BLOCK / 4 * word;
     ivec acc[2][2][KERNEL_WIDTH];
+    const uint8_t *ahead = at + VEC_AHEAD;
     at += m * s->second;
     UNROLL for (size_t b = 0; b < n.blocks; b++)
         UNROLL for (size_t t = 0; t < n.width; t++)
@@ -368,8 +370,9 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
         UNROLL for (size_t b = 0; b < n.blocks; b++) {
             const uint8_t *lines = at + b * s->block;
             line codes[2], w[2]; /* [half] */
-            l_prefetch(lines + VEC_AHEAD);
-            l_prefetch(lines + VEC_AHEAD + KERNEL_LINE);
+            l_prefetch(ahead);
+            l_prefetch(ahead + KERNEL_LINE);
+            ahead += 2 * KERNEL_LINE;
             UNROLL for (size_t i = 0; i < n.halves; i++) codes[i] = l_load(lines + i * s->second);
             UNROLL for (size_t nibble = 0; nibble < 2; nibble++) {
                 UNROLL for (size_t i = 0; i < n.halves; i++)
@@ -405,6 +408,7 @@ INLINE void mx_tile(const span *s, size_t m, const uint8_t *tile, size_t width, 
         const size_t end = s->end / KERNEL_BLOCK - g;
         scales c = {at + m * KERNEL_ROWS, KERNEL_ROWS * (in_panel - 1), KERNEL_ROWS * in_panel,
                     l_has_special(l_load(at))};
+        l_prefetch(at + VEC_AHEAD);
         at += KERNEL_LINE;
         for (size_t b = 0; b < group && b < end;) {
             const int both = many.blocks == 2 && b + 2 <= end;

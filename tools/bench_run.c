@@ -159,19 +159,42 @@ void bench_close(bench *b)
 
 /* ---- measuring ------------------------------------------------------------------------------- */
 
-static moe_status call(bench *b, size_t f)
+/* One call on the team's threads, which are awake when it begins, as an engine's are. */
+typedef struct part_call {
+    const bench *b;
+    moe_tkg_args args;
+    moe_status status; /* of thread 0, and so of all */
+    double seconds;
+} part_call;
+
+static void run_part(void *arg, size_t i)
+{
+    part_call *c = arg;
+    const bench_batch *batch = &c->b->batch;
+    size_t bytes = batch->T * (size_t)c->b->plan.shape.H * sizeof *batch->output;
+    double begin = team_seconds();
+    moe_status status = moe_tkg_part(c->b->context, (int32_t)i, (int32_t)team_size(c->b->team),
+                                     &c->args, batch->output, bytes);
+    if (i > 0) return;
+    c->seconds = team_seconds() - begin;
+    c->status = status;
+}
+
+static moe_status call(bench *b, size_t f, double *seconds)
 {
     const bench_layer *l = &b->layer[f];
-    const shape *s = &b->plan.shape;
-    moe_tkg_args args =
-        bench_batch_args(&b->batch, s, l->experts[b->calls++ % l->copies], b->plan.act);
-    return moe_tkg(b->context, &args, b->batch.output,
-                   b->batch.T * (size_t)s->H * sizeof *b->batch.output);
+    part_call c = {.b = b};
+    c.args = bench_batch_args(&b->batch, &b->plan.shape, l->experts[b->calls++ % l->copies],
+                              b->plan.act);
+    team_run(b->team, run_part, &c);
+    *seconds = c.seconds;
+    return c.status;
 }
 
 int bench_call(bench *b, size_t layer)
 {
-    moe_status status = call(b, layer);
+    double seconds;
+    moe_status status = call(b, layer, &seconds);
     return status == MOE_OK ? CLI_OK : refused(b, status);
 }
 
@@ -212,9 +235,7 @@ static int measure_layer(bench *b, size_t f, size_t repetition)
         if (t > 0) s[-(ptrdiff_t)p->repetitions].read_gbps = larger(before, probe);
         before = probe;
         touch_hidden(&b->batch, &p->shape);
-        double begin = team_seconds();
-        moe_status status = call(b, f);
-        s->seconds = team_seconds() - begin;
+        moe_status status = call(b, f, &s->seconds);
         if (status != MOE_OK) return refused(b, status);
         s->experts = (double)b->batch.experts;
         s->bytes = s->experts * (double)b->layer[f].info.expert_bytes;
