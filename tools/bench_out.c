@@ -71,7 +71,10 @@ void bench_print_foot(const bench *b)
     }
     if (b->working_set < 4 * b->llc)
         puts("The working set is below 4 times the last-level cache: the weights are not cold.");
-    if (!b->pinned) puts("More threads than CPUs: they are not pinned, and wait for each other.");
+    if (!b->pinned)
+        puts(team_size(b->team) > b->cpus
+                 ? "More threads than CPUs: they are not pinned, and wait for each other."
+                 : "The threads could not be pinned.");
 }
 
 /* ---- JSON ---------------------------------------------------------------------------------- */
