@@ -30,6 +30,7 @@
 /* Before a loop over what is kept in registers. */
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
+#pragma clang diagnostic ignored "-Wpass-failed" /* where a bound is known only after inlining */
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
