@@ -328,9 +328,11 @@ typedef struct moe_context moe_context;
 typedef struct moe_context_options {
     size_t struct_size; /* sizeof(moe_context_options) */
     /* Threads that work on one call, the caller's included: 1 to 1024, or 0 for MOE_NUM_THREADS
-     * of the environment or, without that, as many as the affinity mask and the cgroup (version
-     * 2) quota of the process allow.  Fewer are used if the system does not give them;
-     * moe_context_threads() says how many. */
+     * of the environment or, without that, as many as the affinity mask and the cgroup quota
+     * of the process allow.  Fewer are used if the system does not give them;
+     * moe_context_threads() says how many.  Those beyond the processors of the process stay asleep,
+     * and no thread is woken for a call that would be over sooner.  A thread without work spins for
+     * some 50 us before it sleeps. */
     int32_t threads;
     /* The highest ISA level to use, by name (moe_isa_level), or NULL for MOE_ISA of the
      * environment or, without that, the best of this machine. */
@@ -340,6 +342,20 @@ typedef struct moe_context_options {
     void *(*allocate)(size_t bytes, size_t alignment, void *user);
     void (*release)(void *block, size_t bytes, void *user);
     void *user;
+    /* Threads of the caller's own to run on, or NULL.  If given, the context makes no threads, and
+     * `threads` is how many the caller's pool has.  Each loop of a call is one
+     *
+     *     parallel_for(body, arg, n, parallel_user)        2 <= n <= threads
+     *
+     * which runs body(arg, i) for every i < n, each once, on any threads at any time and order,
+     * the calling one included, and returns when all have returned: an OpenMP `parallel for`, say.
+     * A body evens its work out with those that run beside it, does not block, and sets and
+     * restores its thread's floating-point environment.  parallel_for is called from the thread
+     * that calls moe_tkg, by one call on the context at a time (a second that comes meanwhile runs
+     * on its caller's thread alone), and must not throw, jump out or call this context.  The
+     * library never keeps body or arg beyond the loop, nor frees parallel_user. */
+    void (*parallel_for)(void (*body)(void *arg, size_t i), void *arg, size_t n, void *user);
+    void *parallel_user;
 } moe_context_options;
 
 static inline moe_context_options moe_context_options_init(void)
@@ -492,6 +508,28 @@ MOE_API moe_status moe_experts_describe(const moe_experts *experts, moe_experts_
  * bytes for each of T * E_L.  The calling thread cannot be cancelled inside. */
 MOE_API moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
                            size_t output_bytes);
+
+/* moe_tkg on threads that are the caller's already: each of nth of them calls it, with its own ith
+ * = 0 to nth - 1 and otherwise equal arguments, as a custom operator of ggml is called.  No
+ * barrier is needed before or after.  The context's own threads are neither used nor woken (make
+ * it with threads = 1); nth may be 1, exceed the context's threads, and differ from call to call.
+ *
+ *     void op(int ith, int nth, void *layer) { moe_tkg_part(context, ith, nth, args, y, bytes); }
+ *
+ * Thread 0 checks and runs the call, and the others work on its loops.  All return the same
+ * status, each with moe_last_error() of its own, and none before all nth have come and the output
+ * is complete (or, on error, untouched).  Until the last returns, args, tensors and output belong
+ * to the call.  Threads that wait spin for some 50 us and then sleep.
+ *
+ * MOE_E_NULL_ARG if context is NULL, MOE_E_VALUE if ith or nth is out of range (nth: 1 to 1024),
+ * at once and without waiting for others; then all that moe_tkg returns.
+ *
+ * Threads: on one context, one such call after another: a part of the next may begin as soon as
+ * any part of this one has returned.  Calls of moe_tkg on the context may run beside it.
+ * Undefined: parts that disagree about nth or args, two with the same ith, fewer than nth (those
+ * that came wait for the rest). */
+MOE_API moe_status moe_tkg_part(moe_context *context, int32_t ith, int32_t nth,
+                                const moe_tkg_args *args, void *output, size_t output_bytes);
 
 /* What moe_tkg would write for these arguments: dtype, layout, rank and shape in *output (data
  * NULL), its bytes in *bytes. Reads no tensor's data (data pointers may be NULL) and makes every

@@ -107,26 +107,34 @@ moe_status moe_tkg_output(const moe_tkg_args *args, moe_tensor *output, size_t *
     return s;
 }
 
-/* The call after its check.  A thread that is cancelled here would leave its context, and its
- * experts, without an owner. */
-static moe_status run(moe_context *context, const problem *p, void *output)
+/* About what the call reads of the weights: those of as many experts as can run. */
+static size_t weight_bytes(const problem *p, const call_plan *plan)
+{
+    size_t experts = p->all_expert || p->T * p->K > p->E_L ? p->E_L : p->T * p->K;
+    return experts * plan->layout.bytes;
+}
+
+/* The call after its check, on team or, if that is NULL, on what the context has.  A thread that is
+ * cancelled here would leave its context, and its experts, without an owner. */
+static moe_status run(moe_context *context, threads *team, const problem *p, void *output)
 {
     call_plan plan;
     context_call call;
     const kernel_table *kernels = context_kernels(context);
     moe_status s = size(p, kernels, &plan);
     if (s != MOE_OK) return s;
-    if (!context_enter(context, plan.scratch.bytes, &call))
+    if (!context_enter(context, team, plan.scratch.bytes, weight_bytes(p, &plan), &call))
         return error_set(MOE_E_NOMEM, "no memory for %zu bytes of scratch", plan.scratch.bytes);
     fpenv saved = fpenv_enter();
-    forward_run(&plan, kernels, call.pool, call.scratch, output);
+    forward_run(&plan, kernels, call.team, call.scratch, output);
     fpenv_leave(saved);
     context_leave(context, &call);
     return MOE_OK;
 }
 
-moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
-                   size_t output_bytes)
+/* A whole call.  A thread that is cancelled in here would leave its context without an owner. */
+static moe_status compute(moe_context *context, threads *team, const moe_tkg_args *args,
+                          void *output, size_t output_bytes)
 {
     problem p;
     int cancel;
@@ -135,8 +143,35 @@ moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
     moe_status s = enter(args, &experts);
     if (s == MOE_OK) {
         s = check(args, output, output_bytes, &p);
-        if (s == MOE_OK && p.T > 0) s = run(context, &p, output);
+        if (s == MOE_OK && p.T > 0) s = run(context, team, &p, output);
         leave(experts);
+    }
+    pthread_setcancelstate(cancel, NULL);
+    return s;
+}
+
+moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
+                   size_t output_bytes)
+{
+    return compute(context, NULL, args, output, output_bytes);
+}
+
+moe_status moe_tkg_part(moe_context *context, int32_t ith, int32_t nth, const moe_tkg_args *args,
+                        void *output, size_t output_bytes)
+{
+    int cancel;
+    moe_status s;
+    if (context == NULL) return error_set(MOE_E_NULL_ARG, "context = NULL: required");
+    if (nth < 1 || nth > THREADS_MOST)
+        return error_set(MOE_E_VALUE, "nth = %d: must be in [1, %d]", (int)nth, THREADS_MOST);
+    if (ith < 0 || ith >= nth)
+        return error_set(MOE_E_VALUE, "ith = %d: must be in [0, nth = %d)", (int)ith, (int)nth);
+    pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel); /* the others wait for this one */
+    if (ith == 0) {
+        threads *team = context_open(context, nth);
+        s = context_close(context, nth, compute(context, team, args, output, output_bytes));
+    } else {
+        s = context_join(context, ith);
     }
     pthread_setcancelstate(cancel, NULL);
     return s;

@@ -2,7 +2,7 @@
 /* context.c - threads and scratch that calls share.
  *
  * Scratch that a call gives back is kept for the next, so that equal calls allocate once.  After
- * a fork a child has neither the pool's threads nor any say over a lock that was held: its calls
+ * a fork a child has neither the team's threads nor any say over a lock that was held: its calls
  * use neither, and allocate. */
 #define _GNU_SOURCE
 #include "context.h"
@@ -10,6 +10,7 @@
 #include "checked.h"
 #include "cpu.h"
 #include "error.h"
+#include "party.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -20,8 +21,6 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { MAX_THREADS = 1024 };
-
 /* Head of a piece of scratch while no call has it. */
 typedef struct piece {
     struct piece *next;
@@ -31,13 +30,18 @@ typedef struct piece {
 struct moe_context {
     allocator memory;
     const kernel_table *kernels;
-    threads *pool;
-    atomic_int calls;     /* running */
+    threads *team;
+    int processors;       /* that the process may use */
+    atomic_int calls;     /* running, each part of moe_tkg_part by itself */
     pthread_mutex_t lock; /* of idle */
     piece *idle;
-    volatile int *home; /* a page that a fork wipes: 1 where the context was made, 0 in a child */
-    pid_t pid;          /* that process, where the kernel cannot wipe; else 0 */
+    /* Memory that a fork wipes: 1 where the context was made, 0 in a child; and from HOME_PARTY on
+     * the party, which in a child is thereby one that nobody has come to. */
+    volatile int *home;
+    pid_t pid; /* of that process, where the kernel cannot wipe; else 0 */
 };
+
+enum { HOME_PARTY = KERNEL_ALIGN };
 
 /* ---- fork ------------------------------------------------------------------------------------ */
 
@@ -46,20 +50,31 @@ static bool is_child(const moe_context *c)
     return c->pid != 0 ? getpid() != c->pid : *c->home == 0;
 }
 
+/* Pages that nobody touches cost nothing, and most parties are small. */
+static size_t home_bytes(void)
+{
+    return HOME_PARTY + party_bytes();
+}
+
 static bool mark_home(moe_context *c)
 {
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    void *mark = mmap(NULL, page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (mark == MAP_FAILED) return false;
-    c->home = mark;
+    void *home =
+        mmap(NULL, home_bytes(), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (home == MAP_FAILED) return false;
+    c->home = home;
     *c->home = 1;
-    c->pid = madvise(mark, page, MADV_WIPEONFORK) == 0 ? 0 : getpid();
+    c->pid = madvise(home, home_bytes(), MADV_WIPEONFORK) == 0 ? 0 : getpid();
     return true;
 }
 
 static void unmark_home(moe_context *c)
 {
-    munmap((void *)(uintptr_t)c->home, (size_t)sysconf(_SC_PAGESIZE));
+    munmap((void *)(uintptr_t)c->home, home_bytes());
+}
+
+static party *party_of(moe_context *c)
+{
+    return (party *)((uintptr_t)c->home + HOME_PARTY);
 }
 
 /* ---- options --------------------------------------------------------------------------------- */
@@ -78,19 +93,19 @@ static moe_status choose_threads(int32_t asked, int *count)
 {
     const char *text = getenv("MOE_NUM_THREADS");
     *count = asked;
-    if (asked < 0 || asked > MAX_THREADS)
-        return error_set(MOE_E_VALUE, "threads = %d: must be in [0, %d]", (int)asked, MAX_THREADS);
+    if (asked < 0 || asked > THREADS_MOST)
+        return error_set(MOE_E_VALUE, "threads = %d: must be in [0, %d]", (int)asked, THREADS_MOST);
     if (asked != 0) return MOE_OK;
     if (text == NULL || *text == '\0') {
         *count = cpu_count();
-        if (*count > MAX_THREADS) *count = MAX_THREADS;
+        if (*count > THREADS_MOST) *count = THREADS_MOST;
         return MOE_OK;
     }
     char *end;
     long n = strtol(text, &end, 10);
-    if (*end != '\0' || n < 1 || n > MAX_THREADS)
+    if (*end != '\0' || n < 1 || n > THREADS_MOST)
         return error_set(MOE_E_VALUE, "MOE_NUM_THREADS = %.40s: must be in [1, %d]", text,
-                         MAX_THREADS);
+                         THREADS_MOST);
     *count = (int)n;
     return MOE_OK;
 }
@@ -146,9 +161,12 @@ static moe_status create(const moe_context_options *options, moe_context **conte
     memset(c, 0, sizeof *c);
     c->memory = memory;
     c->kernels = kernels;
+    c->processors = cpu_count();
     if (mark_home(c)) {
-        c->pool = threads_create(count, &c->memory);
-        if (c->pool != NULL) {
+        c->team = o->parallel_for != NULL
+                      ? threads_borrow(count, o->parallel_for, o->parallel_user, &c->memory)
+                      : threads_create(count, c->processors, &c->memory);
+        if (c->team != NULL) {
             pthread_mutex_init(&c->lock, NULL);
             *context = c;
             return MOE_OK;
@@ -178,9 +196,9 @@ moe_status moe_context_destroy(moe_context *context)
     if (!child && !atomic_compare_exchange_strong(&context->calls, &idle, INT_MIN))
         return error_set(MOE_E_BUSY, "context: %d calls are running on it", idle);
     if (child)
-        threads_forget(context->pool, &context->memory);
+        threads_forget(context->team, &context->memory);
     else
-        threads_destroy(context->pool, &context->memory);
+        threads_destroy(context->team, &context->memory);
     if (!child) pthread_mutex_destroy(&context->lock);
     release_idle(context);
     unmark_home(context);
@@ -190,7 +208,7 @@ moe_status moe_context_destroy(moe_context *context)
 
 int32_t moe_context_threads(const moe_context *context)
 {
-    return context == NULL || is_child(context) ? 1 : threads_count(context->pool);
+    return context == NULL || is_child(context) ? 1 : threads_count(context->team);
 }
 
 const char *moe_context_isa(const moe_context *context)
@@ -234,11 +252,12 @@ const allocator *context_memory(const moe_context *context)
     return own ? &context->memory : &memory_large;
 }
 
-bool context_enter(moe_context *context, size_t bytes, context_call *call)
+bool context_enter(moe_context *context, threads *team, size_t bytes, size_t weights,
+                   context_call *call)
 {
     const allocator *m = context != NULL ? &context->memory : &memory_default;
     bool shares = context != NULL && !is_child(context);
-    *call = (context_call){NULL, NULL, bytes};
+    *call = (context_call){team, false, NULL, bytes};
     if (shares) {
         atomic_fetch_add(&context->calls, 1);
         piece *small;
@@ -251,7 +270,8 @@ bool context_enter(moe_context *context, size_t bytes, context_call *call)
         if (shares) atomic_fetch_sub(&context->calls, 1);
         return false;
     }
-    if (shares && threads_take(context->pool)) call->pool = context->pool;
+    call->taken = shares && team == NULL && threads_take(context->team, weights);
+    if (call->taken) call->team = context->team;
     return true;
 }
 
@@ -262,7 +282,7 @@ void context_leave(moe_context *context, context_call *call)
         m->release(call->scratch, call->bytes, m->user);
         return;
     }
-    if (call->pool != NULL) threads_give(call->pool);
+    if (call->taken) threads_give(call->team);
     piece *p = (piece *)(void *)call->scratch;
     p->bytes = call->bytes;
     pthread_mutex_lock(&context->lock);
@@ -270,4 +290,31 @@ void context_leave(moe_context *context, context_call *call)
     context->idle = p;
     pthread_mutex_unlock(&context->lock);
     atomic_fetch_sub(&context->calls, 1);
+}
+
+/* A child knows nothing of the calls that ran at the fork, and counts none. */
+static void count_part(moe_context *c, int change)
+{
+    if (!is_child(c)) atomic_fetch_add(&c->calls, change);
+}
+
+threads *context_open(moe_context *context, int nth)
+{
+    count_part(context, 1);
+    return party_open(party_of(context), nth, context->processors);
+}
+
+moe_status context_close(moe_context *context, int nth, moe_status status)
+{
+    party_close(party_of(context), nth, status);
+    count_part(context, -1);
+    return status;
+}
+
+moe_status context_join(moe_context *context, int ith)
+{
+    count_part(context, 1);
+    moe_status status = party_join(party_of(context), ith);
+    count_part(context, -1);
+    return status;
 }

@@ -63,12 +63,12 @@ static bool has_bf16(const features *f)
 
 /* What the kernel says that programs may use. */
 typedef struct features {
-    unsigned long hwcap;
+    unsigned long hwcap, hwcap2;
 } features;
 
 static features read_features(void)
 {
-    return (features){getauxval(AT_HWCAP)};
+    return (features){getauxval(AT_HWCAP), getauxval(AT_HWCAP2)};
 }
 
 static bool has_neon(const features *f)
@@ -79,6 +79,11 @@ static bool has_neon(const features *f)
 static bool has_dotprod(const features *f)
 {
     return (f->hwcap & HWCAP_ASIMDDP) != 0;
+}
+
+static bool has_i8mm(const features *f)
+{
+    return (f->hwcap2 & HWCAP2_I8MM) != 0;
 }
 
 #else
@@ -111,6 +116,7 @@ static const struct {
 #elif defined(__aarch64__)
     {&kernel_table_neon, has_neon},
     {&kernel_table_neon_dotprod, has_dotprod},
+    {&kernel_table_neon_i8mm, has_i8mm},
 #endif
 };
 
@@ -153,35 +159,68 @@ static bool read_text(const char *path, char *text, size_t size)
     return true;
 }
 
-/* Processors' worth of time that one cpu.max line, "quota period" or "max period", grants; 0: no
- * limit. */
-static long quota_of(const char *path)
+/* Processors' worth of time; a quota that is not positive is none: 0. */
+static long processors_of(long quota, long period)
 {
-    char text[64];
-    long quota, period;
-    if (!read_text(path, text, sizeof text)) return 0;
-    if (sscanf(text, "%ld %ld", &quota, &period) != 2 || quota <= 0 || period <= 0) return 0;
-    return (quota + period - 1) / period;
+    return quota > 0 && period > 0 ? (quota + period - 1) / period : 0;
 }
 
-/* The least quota of this process's cgroup (version 2) and those above it; 0: no limit. */
-static long cgroup_quota(void)
+/* Of a version 2 cgroup: one line, "quota period" or "max period". */
+static long quota_v2(const char *directory)
 {
-    char text[1024], path[1200];
-    if (!read_text("/proc/self/cgroup", text, sizeof text)) return 0;
-    char *group = strstr(text, "0::/");
+    char path[1200], text[64];
+    long quota, period;
+    snprintf(path, sizeof path, "%s/cpu.max", directory);
+    if (!read_text(path, text, sizeof text)) return 0;
+    return sscanf(text, "%ld %ld", &quota, &period) == 2 ? processors_of(quota, period) : 0;
+}
+
+/* Of a version 1 cgroup: two files, and -1 for no limit. */
+static long quota_v1(const char *directory)
+{
+    static const char *const names[] = {"cpu.cfs_quota_us", "cpu.cfs_period_us"};
+    char path[1200], text[64];
+    long value[2];
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, sizeof path, "%s/%s", directory, names[i]);
+        if (!read_text(path, text, sizeof text) || sscanf(text, "%ld", &value[i]) != 1) return 0;
+    }
+    return processors_of(value[0], value[1]);
+}
+
+/* The least quota of the group that the line of /proc/self/cgroup after `key` names and of those
+ * above it; 0: no limit. */
+static long least_quota(const char *groups, const char *key, const char *mount,
+                        long (*quota_of)(const char *directory))
+{
+    char path[1100];
+    const char *group = strstr(groups, key);
     if (group == NULL) return 0;
-    group += strlen("0::");
-    group[strcspn(group, "\n")] = '\0';
-    long least = 0;
-    for (;;) {
-        snprintf(path, sizeof path, "/sys/fs/cgroup%s/cpu.max", group);
+    group += strlen(key);
+    int length = snprintf(path, sizeof path, "%s%.*s", mount, (int)strcspn(group, "\n"), group);
+    if (length < 0 || (size_t)length >= sizeof path) return 0;
+    for (long least = 0;;) {
         long quota = quota_of(path);
         if (quota > 0 && (least == 0 || quota < least)) least = quota;
-        char *slash = strrchr(group, '/');
-        if (slash == NULL) return least;
+        char *slash = strrchr(path, '/');
+        if (slash == NULL || slash < path + strlen(mount)) return least;
         *slash = '\0';
     }
+}
+
+/* The least quota of this process's cgroups, version 2 and 1; 0: no limit. */
+static long cgroup_quota(void)
+{
+    char text[1024];
+    if (!read_text("/proc/self/cgroup", text, sizeof text)) return 0;
+    long v2 = least_quota(text, "0::", "/sys/fs/cgroup", quota_v2);
+    if (v2 > 0) return v2;
+    static const char *const keys[] = {":cpu:", ":cpu,cpuacct:", ":cpuacct,cpu:"};
+    for (size_t i = 0; i < sizeof keys / sizeof keys[0]; i++) {
+        long v1 = least_quota(text, keys[i], "/sys/fs/cgroup/cpu", quota_v1);
+        if (v1 > 0) return v1;
+    }
+    return 0;
 }
 
 int cpu_count(void)

@@ -255,11 +255,11 @@ static moe_status work(moe_context *context, packing *p, const context_call *cal
 {
     block b;
     bool coded = p->args->packing == MOE_PACK_LOSSLESS;
-    p->shares = call->pool == NULL ? 1 : (size_t)threads_count(call->pool);
+    p->shares = call->team == NULL ? 1 : (size_t)threads_count(call->team);
     size_t items = p->shares * p->source.E_L;
     if (coded) {
         p->coding = (pack_bf12_coding *)(void *)call->scratch;
-        threads_loop(call->pool, items, choose_share, p);
+        threads_loop(call->team, items, choose_share, p);
     }
     if (!block_of(p, &b))
         return error_set(MOE_E_OVERFLOW,
@@ -273,7 +273,7 @@ static moe_status work(moe_context *context, packing *p, const context_call *cal
         return error_set(MOE_E_NOMEM, "no memory for %zu bytes of packed experts", b.bytes);
     p->experts = (moe_experts *)(void *)memory;
     fill_handle(p, &b, m, memory);
-    threads_loop(call->pool, items, coded ? code_share : pack_share, p);
+    threads_loop(call->team, items, coded ? code_share : pack_share, p);
     p->experts->mark = MARK_NOW;
     *experts = p->experts;
     return MOE_OK;
@@ -287,7 +287,7 @@ static moe_status with_context(moe_context *context, packing *p, size_t *bytes,
     int cancel;
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
     moe_status s = MOE_E_NOMEM;
-    if (context_enter(context, scratch_bytes(p), &call)) {
+    if (context_enter(context, NULL, scratch_bytes(p), p->source.E_L * p->layout.bytes, &call)) {
         s = work(context, p, &call, bytes, experts);
         context_leave(context, &call);
     } else {

@@ -19,7 +19,7 @@ typedef struct forward {
     const problem *p;
     const pack_layout *l;
     const kernel_table *kernels;
-    threads *pool;
+    threads *team;
     plan_pass pass;
     void *output;
 
@@ -104,6 +104,23 @@ static kernel_panel down_panel(const forward *f, const plan_group *g, size_t pan
 {
     if (f->p->experts != NULL) return experts_down(f->p->experts, g->expert, panel);
     return pack_down_panel(f->l, packed(f, g), panel, g->mid_k);
+}
+
+/* Item i of a loop over `each` items of every group of the pass.  Participant w of n of the team
+ * begins with its part of them in one group after the other, the part that it packed. */
+typedef struct group_item {
+    const plan_group *group;
+    size_t at;
+} group_item;
+
+static group_item item_of(const forward *f, size_t i, size_t each)
+{
+    const size_t groups = f->pass.groups, n = f->team != NULL ? (size_t)threads_count(f->team) : 1;
+    size_t w = i * n / (groups * each);
+    while (groups * (each * (w + 1) / n) <= i) w++;
+    while (groups * (each * w / n) > i) w--;
+    size_t first = each * w / n, count = each * (w + 1) / n - first, j = i - groups * first;
+    return (group_item){&f->pass.group[j / count], first + j % count};
 }
 
 /* ---- the phases: each is one loop over independent items ------------------------------------- */
@@ -199,8 +216,9 @@ static void quantize_mid(const forward *f, const plan_group *g, size_t block, co
 static void gate_up_block(void *arg, size_t i)
 {
     forward *f = arg;
-    size_t blocks = pieces(f->l->gate_up_panels, BLOCK_PANELS), block = i % blocks;
-    const plan_group *g = &f->pass.group[i / blocks];
+    group_item item = item_of(f, i, pieces(f->l->gate_up_panels, BLOCK_PANELS));
+    const plan_group *g = item.group;
+    size_t block = item.at;
     float mid[KERNEL_TOKENS][KERNEL_BLOCK];
     if (block * KERNEL_BLOCK >= g->mid_k) return;
     for (size_t n = 0; n < BLOCK_PANELS; n++) {
@@ -224,8 +242,9 @@ static void down_rows(void *arg, size_t i)
 {
     forward *f = arg;
     const plan_scratch *s = &f->plan->scratch;
-    const plan_group *g = &f->pass.group[i / f->l->down_panels];
-    size_t panel = i % f->l->down_panels;
+    group_item item = item_of(f, i, f->l->down_panels);
+    const plan_group *g = item.group;
+    size_t panel = item.at;
     float rows[KERNEL_TOKENS][DOWN_ROWS];
     kernel_down a = {
         .panel = down_panel(f, g, panel),
@@ -299,15 +318,15 @@ static void run_pass(forward *f)
     const pack_layout *l = f->l;
     const size_t blocks = pieces(l->gate_up_panels, BLOCK_PANELS);
     if (f->p->experts == NULL)
-        threads_loop(f->pool, f->pass.slots * pack_items(l), pack_panels, f);
-    threads_loop(f->pool, f->pass.terms, hidden_tile, f);
-    threads_loop(f->pool, f->pass.groups * blocks, gate_up_block, f);
-    threads_loop(f->pool, f->pass.groups * l->down_panels, down_rows, f);
+        threads_loop(f->team, f->pass.slots * pack_items(l), pack_panels, f);
+    threads_loop(f->team, f->pass.terms, hidden_tile, f);
+    threads_loop(f->team, f->pass.groups * blocks, gate_up_block, f);
+    threads_loop(f->team, f->pass.groups * l->down_panels, down_rows, f);
     if (f->p->all_expert)
-        threads_loop(f->pool, pieces(f->p->axis.H, STORE_COLUMNS), add_pass, f);
+        threads_loop(f->team, pieces(f->p->axis.H, STORE_COLUMNS), add_pass, f);
 }
 
-void forward_run(call_plan *plan, const kernel_table *kernels, threads *pool, uint8_t *scratch,
+void forward_run(call_plan *plan, const kernel_table *kernels, threads *team, uint8_t *scratch,
                  void *output)
 {
     const plan_scratch *s = &plan->scratch;
@@ -317,7 +336,7 @@ void forward_run(call_plan *plan, const kernel_table *kernels, threads *pool, ui
         .p = plan->p,
         .l = &plan->layout,
         .kernels = kernels,
-        .pool = pool,
+        .team = team,
         .output = output,
         .hidden = scratch + s->hidden,
         .expert = scratch + s->expert,
@@ -328,7 +347,7 @@ void forward_run(call_plan *plan, const kernel_table *kernels, threads *pool, ui
     };
     plan_route(plan, scratch);
     memset(f.out, 0, plan->p->T * s->y_row * sizeof(float));
-    threads_loop(pool, plan->p->T, hidden_row, &f);
+    threads_loop(team, plan->p->T, hidden_row, &f);
     for (size_t next = 0; plan_next(plan, &next, &f.pass);) run_pass(&f);
-    threads_loop(pool, plan->p->T * columns, store_columns, &f);
+    threads_loop(team, plan->p->T * columns, store_columns, &f);
 }

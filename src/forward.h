@@ -6,10 +6,10 @@
 #include "plan.h"
 #include "threads.h"
 
-/* Computes the block into output.  scratch: plan->scratch.bytes at KERNEL_ALIGN.  pool may be
+/* Computes the block into output.  scratch: plan->scratch.bytes at KERNEL_ALIGN.  team may be
  * NULL.  The calling thread is in the canonical floating-point environment.  Reads hidden_input
  * whole before it writes output. */
-void forward_run(call_plan *plan, const kernel_table *kernels, threads *pool, uint8_t *scratch,
+void forward_run(call_plan *plan, const kernel_table *kernels, threads *team, uint8_t *scratch,
                  void *output);
 
 #endif

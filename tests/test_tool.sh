@@ -79,10 +79,10 @@ static=$golden/fp8static_bf16_sel_post_silu_k2_t3.safetensors
 expect 0 "$tool" --version
 out_has '^moe-tkg [0-9]*\.[0-9]*\.[0-9]*$'
 expect 0 "$tool" --help
-for command in demo verify run info; do
+for command in bench demo verify run info; do
     out_has "^  $command "
 done
-for command in demo verify run info; do
+for command in bench demo verify run info; do
     expect 0 "$tool" $command --help
     out_has "^usage: moe-tkg $command"
     out_has '^Example: moe-tkg'
@@ -108,9 +108,17 @@ usage 'needs one CASE' "$tool" run "$bf16"
 usage 'needs one CASE' "$tool" run --out "$tmp/none"
 usage 'takes no argument' "$tool" info x
 usage 'takes no argument' "$tool" demo x
+usage 'takes no argument' "$tool" bench x
+for path in both none ''; do
+    usage '--path' "$tool" verify --path "$path" "$bf16"
+    usage '--path' "$tool" run --path "$path" "$bf16" --out "$tmp/none"
+done
 usage '--seed' "$tool" demo --seed -1
 for list in 0 129 1,x ',' '' '1,,2' ',1' '1,' 1,2,3,4,5,6,7,8,9,10,11,12,13,14,15,16,17; do
     usage '--tokens' "$tool" demo --tokens "$list"
+done
+for list in 0 129 1,x ',' '' '1,,2' ',1' '1,' -1 "$(seq -s , 40)"; do
+    usage '--tokens' "$tool" bench --tokens "$list"
 done
 
 # ---- verify: what passes ---------------------------------------------------------------------
@@ -119,9 +127,16 @@ cases=$(find "$golden" -name '*.safetensors' | wc -l)
 for gate in strict upstream bound; do
     expect 0 "$tool" verify --gate $gate "$golden"/*.safetensors
     last_line "$cases passed, 0 failed"
-    [ "$(grep -c "^ok  *[a-z0-9_]*  *error  *[0-9.e+-]*  $gate [0-9.e+-]*" "$tmp/out")" = "$cases" ] ||
+    [ "$(grep -c "^ok  *[a-z0-9_]*  *error  *[0-9.e+-]*  $gate [0-9.e+-]*  both$" "$tmp/out")" = "$cases" ] ||
         failed "not $cases lines of ok at --gate $gate"
     silent err
+done
+for path in raw packed; do
+    expect 0 "$tool" verify --path $path "$golden"/*.safetensors
+    last_line "$cases passed, 0 failed"
+    [ "$(grep -c "^ok .*  $path$" "$tmp/out")" = "$cases" ] || failed "not $cases lines of ok with --path $path"
+    expect 0 "$tool" verify --json --path $path "$bf16"
+    out_has "\"path\": \"$path\""
 done
 if [ -d "$shared/golden/moe_tkg" ]; then
     expect 0 "$tool" verify "$shared"/golden/moe_tkg/*.safetensors
@@ -157,6 +172,10 @@ last_line '0 passed, 1 failed'
 expect 3 "$tool" verify "$refused" "$wrong"
 out_has '^REFUSED .*expert_affinities_scaling_mode'
 last_line '0 passed, 2 failed'
+expect 1 "$tool" verify --path packed "$wrong"
+out_has '^FAIL .* packed '
+expect 3 "$tool" verify --path packed "$refused"
+out_has '^REFUSED .*expert_affinities_scaling_mode'
 expect 3 "$tool" verify "$unknown"
 out_has '^REFUSED .*  activation_fn = mish: not one the operator takes$'
 out_lacks 999
@@ -280,7 +299,7 @@ expect 3 "$tool" verify --json --threads 2 "$bf16" "$refused"
 for key in cases file isa error limit message; do
     out_has "\"$key\": "
 done
-for pair in '"path": "raw"' '"threads": 2' '"act": "exact"' '"gate": "strict"' '"pass": true' '"pass": false' \
+for pair in '"path": "both"' '"path": "raw"' '"threads": 2' '"act": "exact"' '"gate": "strict"' '"pass": true' '"pass": false' \
     '"refused": true' '"refused": false' '"error": null' '"passed": 1' '"failed": 1'; do
     out_has "$pair"
 done
@@ -299,6 +318,11 @@ silent err
 expect 0 "$tool" run --threads 2 --json "$bf16" --out "$tmp/two"
 out_has '"dtype": "bf16"'
 cmp -s "$tmp/one" "$tmp/two" || failed 'the output depends on the number of threads'
+for path in raw packed; do
+    expect 0 "$tool" run --path $path --json "$bf16" --out "$tmp/two"
+    out_has "\"path\": \"$path\""
+    cmp -s "$tmp/one" "$tmp/two" || failed "the output depends on --path $path"
+done
 if grep -q __metadata__ "$tmp/one"; then failed 'the output has metadata'; fi
 
 expect 0 "$tool" verify --candidate "$tmp/one" "$bf16"
@@ -392,6 +416,135 @@ expect 0 "$tool" run --json "$bf16" --out "$tmp/two"
 out_has '"pass": true'
 out_has '"message": ""'
 
+# ---- bench -----------------------------------------------------------------------------------
+
+bench() { # bench CODE OPTION...: a run on next to nothing
+    code=$1
+    shift
+    expect "$code" "$tool" bench --working-set 256K --repetitions 2 "$@"
+}
+
+sound() { # sound H I K ROWS: the JSON's results agree with each other
+    awk -v H="$1" -v I="$2" -v K="$3" -v rows="$4" '
+        function near(a, b) { return a > 0.999 * b && a < 1.001 * b }
+        /"results": \[/ { inside = 1 }
+        inside && /": / { gsub(/[",]/, ""); v[substr($1, 1, length($1) - 1)] = $2 }
+        inside && /^    \}/ {
+            n++
+            macs = v["tokens"] * K * 3 * H * I
+            read = v["bytes"] / v["read_ceiling_gbps"] / 1000
+            dot = macs / v["compute_ceiling_gmacs"] / 1000
+            if (!near(v["limit_us"], read > dot ? read : dot)) bad = bad " limit"
+            if (!near(v["gbps"], v["bytes"] / v["median_us"] / 1000)) bad = bad " gbps"
+            if (!near(v["gmacs"], macs / v["median_us"] / 1000)) bad = bad " gmacs"
+            if (!(v["roofline"] > 0)) bad = bad " roofline"
+            if (!(v["min_us"] > 0 && v["min_us"] <= v["median_us"] && v["median_us"] <= v["p95_us"])) bad = bad " times"
+            if (v["experts_read"] < K || v["experts_read"] > v["tokens"] * K) bad = bad " experts_read"
+            if (v["read_ceiling_best_gbps"] < v["read_ceiling_gbps"]) bad = bad " best"
+        }
+        END { if (n != rows) bad = bad " rows"; if (bad) print bad; exit bad != "" }' "$tmp/out" >"$tmp/bad" ||
+        failed "results that do not agree:$(cat "$tmp/bad")"
+}
+
+bench 0 --shape 64,32,4,2 --tokens 1,3 --json
+for key in machine cpu cores llc_bytes kernel compiler version isa huge_pages results shape weights act threads tokens \
+    experts_read median_us min_us p95_us bytes gbps gmacs read_ceiling_gbps read_ceiling_best_gbps \
+    compute_ceiling_gmacs limit_us roofline pack_gbps routing seed repetitions; do
+    out_has "\"$key\": "
+done
+sound 64 32 2 2
+silent err
+bench 0 --shape 64,32,4,2 --tokens 1,3
+out_has '^| weights .* roofline |$'
+[ "$(grep -c '^| bf16  *|  *[13] |.* % |$' "$tmp/out")" = 2 ] || failed 'not two lines of bf16'
+out_has 'the weights are not cold'
+silent err
+
+# Every format in every mode that it has; E is what --experts leaves.
+all=bf16,bf16-lossless,f16,fp8,fp8-static,mxfp8,mxfp4
+bench 0 --shape gpt-oss-20b --experts 4 --weights mxfp4 --tokens 2 --json --repetitions 1
+out_has '"E": 4'
+sound 2880 2880 4 1
+bench 0 --shape 96,64,5,2 --weights $all --tokens 2 --json
+sound 96 64 2 7
+for weights in bf16 bf16-lossless fp16 fp8-row fp8-static mxfp8 mxfp4; do
+    out_has "\"weights\": \"$weights\""
+done
+bench 0 --shape 96,64,5,2 --weights mxfp4,mxfp8 --act mxfp8 --tokens 1,128 --json
+sound 96 64 2 4
+bench 0 --shape 96,64,5,2 --weights mxfp4 --act int8 --json --threads 1
+out_has '"act": "int8"'
+out_has '"threads": 1'
+bench 0 --shape 65,33,3,3 --weights bf16,fp16,fp8-row,fp8-static --tokens 5 --json
+sound 65 33 3 4
+for act in mxfp8 int8; do
+    for weights in bf16 bf16-lossless fp16 fp8-row fp8-static; do
+        usage "$weights: --act $act needs" "$tool" bench --weights $weights --act $act
+    done
+done
+usage 'mxfp8: --act int8 needs mxfp4' "$tool" bench --weights mxfp4,mxfp8 --act int8
+usage 'mxfp4: needs H and I in multiples of 32' "$tool" bench --shape 64,33,4,2 --weights mxfp4
+usage 'bf16 twice' "$tool" bench --weights bf16,bf16
+for list in mxfp5 '' 'bf16,' ',bf16' BF16; do
+    usage '--weights' "$tool" bench --weights "$list"
+done
+for isa in $("$tool" info | sed -n 's/^isa *//p'); do
+    bench 0 --shape 64,32,4,2 --tokens 4 --isa "$isa" --json --weights bf16,mxfp4
+    out_has "\"isa\": \"$isa\""
+done
+
+# Shapes.
+expect 0 "$tool" bench --list-shapes
+for shape in gpt-oss-20b gpt-oss-120b mixtral-8x7b qwen3-30b-a3b deepseek-v3 'nemotron.*not supported'; do
+    out_has "^| $shape"
+done
+expect 0 "$tool" bench --list-shapes --json
+out_has '"name": "gemma-4-26b-a4b"'
+out_has '"supported": false'
+bench 0 --shape Granite_3.1-1B-A400M --experts 8 --tokens 1 --json --repetitions 1
+out_has '"shape": "granite-3.1-1b-a400m"'
+usage 'no such shape; near it: gpt-oss-20b, gpt-oss-120b' "$tool" bench --shape gpt-oss
+usage 'no such shape' "$tool" bench --shape ''
+usage 'relu2, no gate' "$tool" bench --shape nemotron-3-nano-30b-a3b
+usage 'K = 5 must be at most E = 4' "$tool" bench --shape 64,32,4,5
+usage 'four numbers' "$tool" bench --shape 64,32,4
+usage 'H must be 1 to' "$tool" bench --shape 0,32,4,2
+usage '--experts 3: must be 4 (K) to 32 (E)' "$tool" bench --experts 3
+usage '--experts 33: must be 4 (K) to 32 (E)' "$tool" bench --experts 33
+usage '--experts 0' "$tool" bench --experts 0
+for n in 0 -1 x 100001; do
+    usage '--repetitions' "$tool" bench --repetitions $n
+done
+for n in 0 1K 2000G 1.5G 64k G '' 99999999999999999999; do
+    usage '--working-set' "$tool" bench --working-set "$n"
+done
+usage '--seed' "$tool" bench --seed -1
+usage '--act fp8' "$tool" bench --act fp8
+
+# Memory that cannot be had.
+bench 1 --shape 1048576,1048576,16384,1
+one_line
+err_has 'GB of memory, and .* GB are free: --experts N'
+
+# Routing.
+for routing in uniform zipf one; do
+    bench 0 --shape 64,32,8,2 --routing $routing --tokens 16 --json
+    out_has "\"routing\": \"$routing\""
+done
+out_has '"experts_read": 2.0'
+printf '# a comment\n0 1\n\n2,3\n' >"$tmp/routing"
+bench 0 --shape 64,32,8,2 --routing file --routing-file "$tmp/routing" --tokens 1,2,9 --json
+sound 64 32 2 3
+out_has '"experts_read": 4.0'
+printf '0 1\n0 8\n' >"$tmp/routing"
+usage 'routing: line 2: expert 8: must be 0 to 7' "$tool" bench --shape 64,32,8,2 --routing-file "$tmp/routing"
+printf '0 1 2\n' >"$tmp/routing"
+usage 'line 1: 3 experts: must be K = 2' "$tool" bench --shape 64,32,8,2 --routing-file "$tmp/routing"
+usage 'cannot be opened' "$tool" bench --routing-file "$tmp/missing"
+usage '--routing loose' "$tool" bench --routing loose
+usage '--routing file needs --routing-file' "$tool" bench --routing file
+usage '--routing-file needs --routing file' "$tool" bench --routing zipf --routing-file "$tmp/routing"
+
 # ---- a standard output that takes nothing ----------------------------------------------------
 
 full() { "$@" >/dev/full; }
@@ -405,6 +558,7 @@ for way in full closed; do
     done
     expect 1 $way "$tool" verify "$bf16" "$mx"
     expect 1 $way "$tool" verify --json "$bf16"
+    expect 1 $way "$tool" bench --list-shapes
 done
 {
     sleep 1 # until the reader has gone
@@ -420,7 +574,13 @@ expect 0 "$tool" demo --tokens 1 --json
 for pair in '"model": "gpt-oss-20b"' '"tokens": 1' '"experts": 4' '"between": 0' '"unbounded": 0' '"pass": true'; do
     out_has "$pair"
 done
+out_has '"roofline": '
 silent err
+for act in mxfp8 int8; do
+    expect 0 "$tool" demo --tokens 2 --json --act $act
+    out_has "\"act\": \"$act\""
+    out_has '"pass": true'
+done
 
 [ "$failures" = 0 ] || echo "$failures failed" >&2
 [ "$failures" = 0 ]

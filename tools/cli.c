@@ -99,6 +99,20 @@ bool cli_number(const char *text, long long low, long long high, long long *valu
     return true;
 }
 
+bool cli_numbers(const char *list, long long low, long long high, size_t *number, size_t most,
+                 size_t *n)
+{
+    char copy[512], *rest = copy;
+    long long value;
+    *n = 0;
+    if (snprintf(copy, sizeof copy, "%s", list) >= (int)sizeof copy) return false;
+    for (char *item; (item = strsep(&rest, ",")) != NULL;) {
+        if (*n == most || !cli_number(item, low, high, &value)) return false;
+        number[(*n)++] = (size_t)value;
+    }
+    return *n > 0;
+}
+
 static int bad_option(cli *c, int opt)
 {
     char letter[3] = {'-', (char)optopt, '\0'};

@@ -77,6 +77,10 @@ __attribute__((format(printf, 2, 3))) int cli_failure(const cli *c, const char *
 /* A whole decimal number in [low, high]. */
 bool cli_number(const char *text, long long low, long long high, long long *value);
 
+/* Whole decimal numbers in [low, high] with commas between, at least one and at most `most`. */
+bool cli_numbers(const char *list, long long low, long long high, size_t *number, size_t most,
+                 size_t *n);
+
 /* Makes the context that --isa and --threads ask for.  CLI_OK, or a message and its exit code. */
 int cli_context(cli *c, moe_context **context);
 
@@ -106,6 +110,7 @@ int cli_finish(int code);
 void cli_progress(double done, const char *what);
 void cli_progress_end(void);
 
+int cmd_bench(int argc, char **argv);
 int cmd_demo(int argc, char **argv);
 int cmd_info(int argc, char **argv);
 int cmd_run(int argc, char **argv);

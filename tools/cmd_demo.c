@@ -1,29 +1,29 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* cmd_demo.c - moe-tkg demo: the main job on a built-in layer, timed and checked.
  *
- * Owns the measuring and the table.  The numbers are of weights that come from memory, not from
- * a cache: the experts of a layer are far larger than one. */
+ * Owns the table.  The measuring is that of bench, the checking that of demo_check. */
 #define _GNU_SOURCE 1
 
-#include "cli.h"
-#include "demo_layer.h"
-#include "judge.h"
+#include "bench_out.h"
+#include "case.h"
+#include "demo_check.h"
 
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* clang-format off */
 static const char HELP[] =
     "usage: moe-tkg demo [options]\n"
     "\n"
-    "Makes the experts of one gpt-oss-20b layer (H = I = 2880, 32 experts, 4 per token; MXFP4\n"
-    "with biases and clamped SwiGLU) with random weights, 460 MB; routes tokens with a random\n"
-    "router, runs the operator, and holds the first and the last token of each batch against a\n"
-    "float64 oracle.  Prints for each batch: tokens, different experts read, the best time of\n"
-    "several runs, weight bytes of those experts per second, and the error next to its tight\n"
-    "bound.  A batch is ok if both tokens are inside the proven bound, which is wider.\n"
+    "Makes the experts of one gpt-oss-20b layer (H = I = 2880, 32 experts, 4 per token; MXFP4 as\n"
+    "the checkpoint has it, with biases and clamped SwiGLU) with random weights and packs them;\n"
+    "times calls as bench does, and holds the first and the last token of a call of each batch\n"
+    "size against a float64 oracle.  Prints for each batch: tokens, different experts read, the\n"
+    "median time, weight bytes and products per second, the roofline (what the machine's ceilings\n"
+    "allow, in parts of which the calls ran) and the error next to its tight bound.  A batch is ok\n"
+    "if both tokens are inside the proven bound, which is wider.\n"
     "\n"
     "      --tokens LIST    batch sizes, 1 to 128 (default 1,2,4,8,16,32,64,128; up to 8 if the\n"
     "                       machine has scalar kernels only)\n"
@@ -46,278 +46,223 @@ static const struct option OPTIONS[] = {
     {NULL, 0, NULL, 0},
 };
 
-enum { MAX_BATCHES = 16 };
+enum { MAX_BATCHES = 16, CHECKED = 2, REPETITIONS = 10, SCALAR_REPETITIONS = 3 };
 
-/* One line of the table. */
-typedef struct measurement {
-    size_t tokens, experts;
-    double ms, gb_per_s;
-    judge_verdict verdict;
-} measurement;
+/* The first and the last token of one call, and how many experts that read. */
+typedef struct check {
+    demo_token token[CHECKED];
+    size_t n, experts;
+    judge_verdict verdict; /* the worse of theirs, with the cells of both */
+} check;
 
 typedef struct demo {
     cli cli;
-    uint64_t seed;
-    size_t tokens[MAX_BATCHES], batches;
-    bool default_tokens;
-    moe_context *context;
-    demo_layer layer;
-    demo_batch batch;
-    measurement measured[MAX_BATCHES];
+    bench_plan plan;
+    bench bench;
+    check check[MAX_BATCHES];
+    atomic_size_t next; /* token to be checked */
+    atomic_bool no_memory;
 } demo;
-
-static moe_tkg_args arguments(const demo *d)
-{
-    moe_tkg_args args = demo_args(&d->layer, &d->batch);
-    args.act_mode = d->cli.act;
-    return args;
-}
-
-static const char *act_name(const demo *d)
-{
-    moe_tkg_args args = arguments(d);
-    return case_act_name(case_act_in_use(&args));
-}
 
 static bool is_scalar(const demo *d)
 {
-    return strcmp(moe_context_isa(d->context), "scalar") == 0;
+    return strcmp(moe_context_isa(d->bench.context), "scalar") == 0;
 }
 
-/* ---- measuring ----------------------------------------------------------------------------- */
+/* ---- checking ------------------------------------------------------------------------------ */
 
-static double seconds(void)
+/* A call of this batch size, whose first and last token are kept. */
+static int keep_tokens(demo *d, size_t batch)
 {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
-}
-
-/* Says why, and returns the exit code. */
-static int report_failure(const demo *d, moe_status status)
-{
-    if (status == MOE_E_NOMEM) return cli_failure(&d->cli, "out of memory");
-    cli_failure(&d->cli, "%s", moe_last_error());
-    return CLI_REFUSED;
-}
-
-/* Runs until a second is over, twice at least; the best run counts, the first of which warms up. */
-static moe_status time_runs(const demo *d, const moe_tkg_args *args, void *output, size_t bytes,
-                            double *best)
-{
-    double begin = seconds(), last = begin;
-    moe_status status = MOE_OK;
-    *best = 1e30;
-    for (int run = 0; status == MOE_OK && (run < 2 || (last - begin < 1 && run < 20)); run++) {
-        status = moe_tkg(d->context, args, output, bytes);
-        double now = seconds();
-        if (now - last < *best) *best = now - last;
-        last = now;
+    bench *b = &d->bench;
+    check *c = &d->check[batch];
+    size_t T = b->plan.tokens[batch], H = (size_t)b->plan.shape.H, K = (size_t)b->plan.shape.K;
+    bench_batch_route(&b->batch, &b->router, T);
+    int code = bench_call(b, 0);
+    if (code != CLI_OK) return code;
+    c->experts = b->batch.experts;
+    c->n = T > 1 ? CHECKED : 1;
+    for (size_t i = 0; i < c->n; i++) {
+        demo_token *t = &c->token[i];
+        size_t row = i == 0 ? 0 : T - 1;
+        t->hidden = b->batch.x + row * H;
+        memcpy(t->chosen, b->batch.chosen + row * K, K * sizeof *t->chosen);
+        memcpy(t->affinity, b->batch.affinity + row * K, K * sizeof *t->affinity);
+        t->output = malloc(H * sizeof *t->output);
+        if (!t->output) return cli_failure(&d->cli, "out of memory");
+        memcpy(t->output, b->batch.output + row * H, H * sizeof *t->output);
     }
-    return status;
+    return CLI_OK;
 }
 
-static int check(const demo *d, const moe_tkg_args *args, const moe_tensor *output, measurement *m)
+static void check_tokens(void *arg, size_t thread)
 {
-    size_t sample[2] = {0, m->tokens - 1};
-    size_t n = m->tokens > 1 ? 2 : 1;
-    if (judge_bound(args, sample, n, output, &m->verdict) == ORACLE_OK) return CLI_OK;
-    return cli_failure(&d->cli, "the oracle has no memory");
+    demo *d = arg;
+    size_t all = d->bench.plan.n_tokens * CHECKED;
+    for (size_t i; (i = atomic_fetch_add(&d->next, 1)) < all;) {
+        check *c = &d->check[i / CHECKED];
+        if (thread == 0) cli_progress((double)i / (double)all, "asking the oracle");
+        if (i % CHECKED < c->n &&
+            !demo_check(&d->bench.source, d->bench.plan.act, &c->token[i % CHECKED]))
+            d->no_memory = true;
+    }
 }
 
-/* Measures the batch of T tokens. */
-static int measure(demo *d, size_t T, measurement *m)
+/* Of two verdicts the one that is nearer to its limit, or past it. */
+static void add_verdict(judge_verdict *sum, const judge_verdict *v)
 {
-    moe_tensor output;
-    size_t bytes;
-    double best;
-    demo_batch_make(&d->batch, &d->layer, T);
-    moe_tkg_args args = arguments(d);
-    moe_status status = moe_tkg_output(&args, &output, &bytes);
-    if (status != MOE_OK) return report_failure(d, status);
-    void *data = malloc(bytes);
-    if (!data) return report_failure(d, MOE_E_NOMEM);
-    output.data = data;
-    status = time_runs(d, &args, data, bytes, &best);
-    m->tokens = T;
-    m->experts = d->batch.experts;
-    m->ms = 1e3 * best;
-    m->gb_per_s = 1e-9 * (double)(m->experts * d->layer.expert_bytes) / best;
-    int code = status == MOE_OK ? check(d, &args, &output, m) : report_failure(d, status);
-    free(data);
-    return code;
+    judge_verdict both = *sum;
+    if (sum->cells == 0 || v->error * sum->limit > sum->error * v->limit) both = *v;
+    both.pass = v->pass && (sum->cells == 0 || sum->pass);
+    both.cells = sum->cells + v->cells;
+    both.outside = sum->outside + v->outside;
+    both.between = sum->between + v->between;
+    both.unbounded = sum->unbounded + v->unbounded;
+    *sum = both;
+}
+
+static int check_batches(demo *d)
+{
+    int code = CLI_OK;
+    for (size_t t = 0; code == CLI_OK && t < d->bench.plan.n_tokens; t++) code = keep_tokens(d, t);
+    if (code != CLI_OK) return code;
+    team_run(d->bench.team, check_tokens, d);
+    cli_progress_end();
+    if (d->no_memory) return cli_failure(&d->cli, "the oracle has no memory");
+    for (size_t t = 0; t < d->bench.plan.n_tokens; t++)
+        for (size_t i = 0; i < d->check[t].n; i++)
+            add_verdict(&d->check[t].verdict, &d->check[t].token[i].verdict);
+    return CLI_OK;
 }
 
 /* ---- the table ----------------------------------------------------------------------------- */
 
-static void print_head(const demo *d)
+static void print_table(const demo *d)
 {
-    printf("One layer of gpt-oss-20b, random weights (seed %llu): H = I = %d, %d experts,\n"
-           "%d per token, MXFP4, biases, SwiGLU clamped at 7; H padded to %d for the MX layout.\n"
-           "moe-tkg %s, isa %s, %d threads, act %s\n\n",
-           (unsigned long long)d->seed, DEMO_I, DEMO_E, DEMO_K, DEMO_H, moe_version(),
-           moe_context_isa(d->context), (int)moe_context_threads(d->context), act_name(d));
-    puts("     T  experts        ms      GB/s       error       bound");
-}
-
-static void print_line(const measurement *m)
-{
-    printf("%6zu  %7zu  %8.2f  %8.2f  %10.3e  %10.3e  %s%s%s\n", m->tokens, m->experts, m->ms,
-           m->gb_per_s, m->verdict.error, m->verdict.limit, m->verdict.pass ? "ok" : "FAIL",
-           m->verdict.note[0] ? "  " : "", m->verdict.note);
-}
-
-static void print_foot(const demo *d)
-{
-    puts("\nerror: where the float64 oracle's first and last token are nearest to their bound.");
-    puts("ms: of one call from the operator's own tensors, which packs the experts it reads.");
-    if (d->default_tokens && is_scalar(d))
+    printf("One layer with random weights (seed %llu), MXFP4 packed from rows as in the "
+           "checkpoint.\n",
+           (unsigned long long)d->plan.seed);
+    bench_print_head(&d->bench);
+    puts("     T  experts        ms      GB/s    GMAC/s  roofline       error       bound");
+    for (size_t t = 0; t < d->bench.plan.n_tokens; t++) {
+        bench_row r = bench_row_of(&d->bench, 0, t);
+        const judge_verdict *v = &d->check[t].verdict;
+        printf("%6zu  %7.1f  %8.2f  %8.1f  %8.1f  %6.1f %%  %10.3e  %10.3e  %s%s%s\n", r.tokens,
+               r.experts_read, 1e-3 * r.median_us, r.gbps, r.gmacs, 100 * r.roofline, v->error,
+               v->limit, v->pass ? "ok" : "FAIL", v->note[0] ? "  " : "", v->note);
+    }
+    puts("\nerror: where the float64 oracle's first and last token are nearest to their bound.\n"
+         "roofline: the median of least possible time / time; see moe-tkg bench.");
+    if (d->plan.n_tokens == 0 && is_scalar(d))
         puts("The kernels of this level are scalar, hence few tokens: see --tokens.");
 }
 
-static json_t *measurement_json(const measurement *m)
+static json_t *batch_json(const demo *d, size_t t)
 {
-    return json_pack("{s:I, s:I, s:f, s:f, s:o, s:o, s:I, s:I, s:I, s:b, s:s}", //
-                     "tokens", (json_int_t)m->tokens,                           //
-                     "experts", (json_int_t)m->experts,                         //
-                     "ms", m->ms,                                               //
-                     "gb_per_s", m->gb_per_s,                                   //
-                     "error", cli_json_real(m->verdict.error),                  //
-                     "limit", cli_json_real(m->verdict.limit),                  //
-                     "outside", (json_int_t)m->verdict.outside,                 //
-                     "between", (json_int_t)m->verdict.between,                 //
-                     "unbounded", (json_int_t)m->verdict.unbounded,             //
-                     "pass", m->verdict.pass,                                   //
-                     "message", m->verdict.note);
+    bench_row r = bench_row_of(&d->bench, 0, t);
+    const check *c = &d->check[t];
+    json_t *o = bench_row_json(&d->bench, &r);
+    json_t *more = json_pack("{s:I, s:o, s:o, s:o, s:o, s:I, s:I, s:I, s:b, s:s}", //
+                             "experts", (json_int_t)c->experts,                    //
+                             "ms", cli_json_real(1e-3 * r.median_us),              //
+                             "gb_per_s", cli_json_real(r.gbps),                    //
+                             "error", cli_json_real(c->verdict.error),             //
+                             "limit", cli_json_real(c->verdict.limit),             //
+                             "outside", (json_int_t)c->verdict.outside,            //
+                             "between", (json_int_t)c->verdict.between,            //
+                             "unbounded", (json_int_t)c->verdict.unbounded,        //
+                             "pass", c->verdict.pass,                              //
+                             "message", c->verdict.note);
+    if (o && more) json_object_update(o, more);
+    json_decref(more);
+    return o;
+}
+
+static bool all_pass(const demo *d)
+{
+    bool pass = true;
+    for (size_t t = 0; t < d->bench.plan.n_tokens; t++) pass = pass && d->check[t].verdict.pass;
+    return pass;
 }
 
 static int print_json(const demo *d)
 {
+    const shape *s = &d->bench.plan.shape;
     json_t *list = json_array();
-    bool pass = true;
-    for (size_t i = 0; i < d->batches; i++) {
-        json_array_append_new(list, measurement_json(&d->measured[i]));
-        pass = pass && d->measured[i].verdict.pass;
-    }
+    for (size_t t = 0; t < d->bench.plan.n_tokens; t++)
+        json_array_append_new(list, batch_json(d, t));
     return cli_print_json(
-        &d->cli,
-        json_pack("{s:s, s:i, s:i, s:i, s:i, s:I, s:s, s:s, s:i, s:s, s:o, s:b}", //
-                  "model", "gpt-oss-20b",                                         //
-                  "H", DEMO_H_MODEL,                                              //
-                  "I", DEMO_I,                                                    //
-                  "E", DEMO_E,                                                    //
-                  "K", DEMO_K,                                                    //
-                  "seed", (json_int_t)d->seed,                                    //
-                  "version", moe_version(),                                       //
-                  "isa", moe_context_isa(d->context),                             //
-                  "threads", (int)moe_context_threads(d->context),                //
-                  "act", act_name(d),                                             //
-                  "batches", list,                                                //
-                  "pass", pass));
+        &d->cli, json_pack("{s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:s, s:i, s:s, s:o, s:o, s:b}", //
+                           "model", s->name,                                                    //
+                           "H", (json_int_t)s->H,                                               //
+                           "I", (json_int_t)s->I,                                               //
+                           "E", (json_int_t)s->E,                                               //
+                           "K", (json_int_t)s->K,                                               //
+                           "seed", (json_int_t)d->plan.seed,                                    //
+                           "version", moe_version(),                                            //
+                           "isa", moe_context_isa(d->bench.context),                            //
+                           "threads", (int)moe_context_threads(d->bench.context),               //
+                           "act", case_act_name(d->bench.plan.act),                             //
+                           "machine", bench_machine_json(&d->bench),                            //
+                           "batches", list,                                                     //
+                           "pass", all_pass(d)));
 }
 
 /* ---- the command --------------------------------------------------------------------------- */
 
-/* Making the layer takes about as long as two tokens. */
-static void progress(const demo *d, size_t experts_made, size_t batches_done, const char *what)
-{
-    double done = 2.0 * (double)experts_made / DEMO_E, all = 2;
-    for (size_t i = 0; i < d->batches; i++) {
-        all += (double)(d->tokens[i] + 2);
-        if (i < batches_done) done += (double)(d->tokens[i] + 2);
-    }
-    cli_progress(done / all, what);
-}
-
-static bool make_layer(demo *d)
-{
-    if (!demo_layer_init(&d->layer, d->seed)) return false;
-    for (size_t e = 0; e < DEMO_E; e++) {
-        progress(d, e, 0, "making the experts");
-        demo_layer_make_expert(&d->layer, e);
-    }
-    return true;
-}
-
-static int run(demo *d)
-{
-    int code = CLI_OK;
-    if (!make_layer(d)) return cli_failure(&d->cli, "out of memory: the layer takes 460 MB");
-    for (size_t i = 0; i < d->batches; i++) {
-        char what[32];
-        snprintf(what, sizeof what, "T = %zu", d->tokens[i]);
-        progress(d, DEMO_E, i, what);
-        int result = measure(d, d->tokens[i], &d->measured[i]);
-        cli_progress_end();
-        if (result != CLI_OK) return result;
-        if (!d->measured[i].verdict.pass) code = CLI_FAILED;
-        if (d->cli.json) continue;
-        if (i == 0) print_head(d);
-        print_line(&d->measured[i]);
-        if (!cli_flush()) return CLI_FAILED; /* nobody reads on */
-    }
-    if (!d->cli.json) print_foot(d);
-    if (d->cli.json && print_json(d) != CLI_OK) return CLI_FAILED;
-    return code;
-}
-
-static bool parse_tokens(demo *d, char *list)
-{
-    long long T;
-    d->batches = 0;
-    d->default_tokens = false;
-    for (char *item; (item = strsep(&list, ",")) != NULL;) {
-        if (d->batches == MAX_BATCHES || !cli_number(item, 1, DEMO_MAX_T, &T)) return false;
-        d->tokens[d->batches++] = (size_t)T;
-    }
-    return d->batches > 0;
-}
-
 static int parse(demo *d)
 {
+    cli *c = &d->cli;
     long long seed;
-    for (int opt; (opt = cli_next(&d->cli)) != CLI_END;) {
+    for (int opt; (opt = cli_next(c)) != CLI_END;) {
         switch (opt) {
         case OPT_TOKENS:
-            if (!parse_tokens(d, optarg))
+            if (!cli_numbers(optarg, 1, BENCH_MAX_T, d->plan.tokens, MAX_BATCHES,
+                             &d->plan.n_tokens))
                 return cli_usage_error(
-                    &d->cli, "--tokens: must be up to %d numbers from 1 to %d, with commas",
-                    MAX_BATCHES, DEMO_MAX_T);
+                    c, "--tokens %s: must be up to %d numbers from 1 to %d, with commas", optarg,
+                    MAX_BATCHES, BENCH_MAX_T);
             break;
         case OPT_SEED:
             if (!cli_number(optarg, 0, INT64_MAX, &seed))
-                return cli_usage_error(&d->cli, "--seed %s: must be an integer >= 0", optarg);
-            d->seed = (uint64_t)seed;
+                return cli_usage_error(c, "--seed %s: must be an integer >= 0", optarg);
+            d->plan.seed = (uint64_t)seed;
             break;
         default: return CLI_STOP;
         }
     }
-    return optind == d->cli.argc ? CLI_END : cli_usage_error(&d->cli, "takes no argument");
+    d->plan.act = c->act == MOE_ACT_DEFAULT ? MOE_ACT_EXACT : c->act;
+    return optind == c->argc ? CLI_END : cli_usage_error(c, "takes no argument");
 }
 
-/* Powers of two, as many as take well under a minute. */
-static void choose_tokens(demo *d)
+static int run(demo *d)
 {
-    size_t most = is_scalar(d) ? 8 : DEMO_MAX_T;
-    for (size_t T = 1; T <= most; T *= 2) d->tokens[d->batches++] = T;
+    /* Every expert is another: they are what is checked. */
+    int code = bench_open(&d->bench, &d->cli, &d->plan, (size_t)d->plan.shape.E);
+    if (d->bench.context && is_scalar(d)) d->bench.plan.repetitions = SCALAR_REPETITIONS;
+    if (code == CLI_OK) code = bench_measure(&d->bench);
+    if (code == CLI_OK) code = check_batches(d);
+    if (code != CLI_OK) return code;
+    if (d->cli.json && print_json(d) != CLI_OK) return CLI_FAILED;
+    if (!d->cli.json) print_table(d);
+    return all_pass(d) ? CLI_OK : CLI_FAILED;
 }
 
 int cmd_demo(int argc, char **argv)
 {
+    char message[128];
     demo *d = calloc(1, sizeof *d);
     cli c = {.command = "demo", .help = HELP, .options = OPTIONS, .argc = argc, .argv = argv};
     if (!d) return cli_failure(&c, "out of memory");
     d->cli = c;
-    d->seed = 1;
-    d->default_tokens = true;
-    int code = parse(d) == CLI_STOP ? d->cli.exit_code : cli_context(&d->cli, &d->context);
-    if (d->context) {
-        if (d->default_tokens) choose_tokens(d);
-        code = run(d);
-    }
+    d->plan = (bench_plan){
+        .formats = {BENCH_MXFP4}, .n_formats = 1, .repetitions = REPETITIONS, .seed = 1};
+    shape_parse("gpt-oss-20b", &d->plan.shape, message, sizeof message);
+    int code = parse(d) == CLI_STOP ? d->cli.exit_code : run(d);
     cli_progress_end();
-    demo_layer_free(&d->layer);
-    moe_context_destroy(d->context);
+    for (size_t i = 0; i < MAX_BATCHES * CHECKED; i++)
+        free(d->check[i / CHECKED].token[i % CHECKED].output);
+    bench_close(&d->bench);
     free(d);
     return code;
 }

@@ -2,11 +2,9 @@
 /* cmd_info.c - moe-tkg info: this machine, as the library sees it, and this build.
  *
  * What the machine does not tell is left out, never guessed. */
-#define _GNU_SOURCE 1
-
 #include "cli.h"
+#include "machine.h"
 
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -27,14 +25,6 @@ static const char HELP[] =
 
 static const struct option OPTIONS[] = {CLI_OPTIONS_PLAIN, {NULL, 0, NULL, 0}};
 
-#if defined(__clang__)
-#define COMPILER "clang " __clang_version__
-#elif defined(__GNUC__)
-#define COMPILER "gcc " __VERSION__
-#else
-#define COMPILER "unknown"
-#endif
-
 #ifdef __OPTIMIZE__
 enum { OPTIMISED = 1 };
 #else
@@ -47,48 +37,14 @@ enum { ASSERTIONS = 0 };
 enum { ASSERTIONS = 1 };
 #endif
 
-/* The first line of path, without its newline; false if there is none. */
-static bool first_line(const char *path, char *line, int size)
-{
-    FILE *file = fopen(path, "r");
-    if (!file) return false;
-    bool found = fgets(line, size, file) != NULL;
-    fclose(file);
-    if (found) line[strcspn(line, "\n")] = '\0';
-    return found;
-}
-
-/* "model name : ..." of /proc/cpuinfo; Arm kernels do not say one. */
-static void cpu_model(char *model, size_t size)
-{
-    char line[512];
-    snprintf(model, size, "unknown");
-    FILE *file = fopen("/proc/cpuinfo", "r");
-    if (!file) return;
-    while (fgets(line, sizeof line, file)) {
-        const char *colon = strchr(line, ':');
-        if (strncmp(line, "model name", 10) != 0 || !colon) continue;
-        line[strcspn(line, "\n")] = '\0';
-        snprintf(model, size, "%s", colon + 1 + strspn(colon + 1, " "));
-        break;
-    }
-    fclose(file);
-}
-
-static bool cache_value(int index, const char *what, char *line, int size)
-{
-    char path[96];
-    snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index, what);
-    return first_line(path, line, size);
-}
-
 /* [{"level": 1, "type": "Data", "size": "32K"}, ...] as far as the system says. */
 static json_t *caches(void)
 {
     char level[32], type[32], size[32];
     json_t *list = json_array();
-    for (int i = 0; cache_value(i, "level", level, sizeof level); i++)
-        if (cache_value(i, "type", type, sizeof type) && cache_value(i, "size", size, sizeof size))
+    for (int i = 0; machine_cache(i, "level", level, sizeof level); i++)
+        if (machine_cache(i, "type", type, sizeof type) &&
+            machine_cache(i, "size", size, sizeof size))
             json_array_append_new(list, json_pack("{s:i, s:s, s:s}", "level", atoi(level), "type",
                                                   type, "size", size));
     return list;
@@ -102,26 +58,19 @@ static json_t *isa_levels(void)
     return list;
 }
 
-/* CPUs that the process may run on; 0 if the system does not say. */
-static int affinity(void)
-{
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 0;
-}
-
 static json_t *collect(const moe_context *context)
 {
     char model[256];
-    cpu_model(model, sizeof model);
+    machine_cpu(model, sizeof model);
     return json_pack("{s:s, s:o, s:o, s:o, s:i, s:i, s:{s:s, s:b, s:b}}", //
                      "version", moe_version(),                            //
                      "cpu", cli_json_text(model),                         //
                      "isa", isa_levels(),                                 //
                      "caches", caches(),                                  //
                      "threads", (int)moe_context_threads(context),        //
-                     "cpus", affinity(),                                  //
+                     "cpus", (int)machine_cpus(NULL, 0),                  //
                      "build",                                             //
-                     "compiler", COMPILER,                                //
+                     "compiler", MACHINE_COMPILER,                        //
                      "optimised", OPTIMISED,                              //
                      "assertions", ASSERTIONS);
 }

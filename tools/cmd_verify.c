@@ -5,6 +5,7 @@
  * itself: a file is unreadable because the loader says so, refused because the operator says so. */
 #include "cli.h"
 #include "judge.h"
+#include "paths.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -17,7 +18,7 @@ static const char HELP[] =
     "\n"
     "Computes each case (a safetensors file: tensors by parameter name, scalars in the metadata)\n"
     "and compares the output with the tensor 'expected'.  One line per case: ok, FAIL, REFUSED\n"
-    "or UNREADABLE, the name, the error, the gate and its limit.\n"
+    "or UNREADABLE, the name, the error, the gate and its limit, and which path was taken.\n"
     "\n"
     "      --gate GATE      tight, strict (default) or upstream: the tolerances of the file, with\n"
     "                       max|got - expected| <= atol + rtol * max|expected|;\n"
@@ -29,6 +30,8 @@ static const char HELP[] =
     "      --candidate OUT  judge tensor 'output' (bf16, f16, f32, or f64, rounded to f32) of the\n"
     "                       safetensors file OUT instead of computing; takes exactly one FILE,\n"
     "                       and also says what the oracle's interval says of it\n"
+    "      --path PATH      raw: the call packs the experts that it reads; packed: all are packed\n"
+    "                       first, and kept.  Default: both, which must give the same bits\n"
     CLI_HELP_COMPUTE
     "                       (other than the case's own: judged by the oracle's interval)\n"
     CLI_HELP_PLAIN
@@ -39,13 +42,14 @@ static const char HELP[] =
     "Example: moe-tkg verify --gate tight tests/golden/moe_tkg/*.safetensors\n";
 /* clang-format on */
 
-enum { OPT_GATE = CLI_OPT_OWN, OPT_CANDIDATE };
+enum { OPT_GATE = CLI_OPT_OWN, OPT_CANDIDATE, OPT_PATH };
 
 static const struct option OPTIONS[] = {
     CLI_OPTIONS_PLAIN,
     CLI_OPTIONS_COMPUTE,
     {"gate", required_argument, NULL, OPT_GATE},
     {"candidate", required_argument, NULL, OPT_CANDIDATE},
+    {"path", required_argument, NULL, OPT_PATH},
     {NULL, 0, NULL, 0},
 };
 
@@ -57,6 +61,7 @@ static const char *const WORDS[] = {"ok", "FAIL", "REFUSED", "UNREADABLE"};
 typedef struct report {
     const char *file;
     outcome outcome;
+    compute_path path; /* taken; PATH_BOTH: they agree */
     moe_act_mode act;
     judge_gate gate;
     bool judged;
@@ -69,6 +74,7 @@ typedef struct report {
 typedef struct verify {
     cli cli;
     judge_gate gate;
+    compute_path path;
     const char *candidate;
     moe_context *context;
     json_t *cases;
@@ -162,10 +168,11 @@ static bool read_candidate(const char *path, report *r, moe_tensor *output)
 }
 
 /* Computed for a candidate too: only so does the operator judge the case's own values. */
-static bool get_output(const verify *v, const moe_case *c, report *r, moe_tensor *output)
+static bool get_output(const verify *v, const moe_case *c, report *r, moe_tensor *output,
+                       size_t *bytes)
 {
-    size_t bytes;
-    moe_status status = case_compute(v->context, &c->args, output, &bytes);
+    r->path = v->path == PATH_BOTH ? PATH_RAW : v->path;
+    moe_status status = path_compute(r->path, v->context, &c->args, output, bytes);
     if (status != MOE_OK) {
         end_refused(r, c, status);
         return false;
@@ -207,12 +214,32 @@ static void judge(const verify *v, const moe_case *c, const moe_tensor *output, 
     end(r, r->verdict.pass ? PASSED : FAILED, "%s", r->verdict.note);
 }
 
+/* The other path must give the same bits as *output, which has passed. */
+static void compare_paths(const verify *v, const moe_case *c, const moe_tensor *output,
+                          size_t bytes, report *r)
+{
+    moe_tensor other = {0};
+    size_t other_bytes;
+    r->path = PATH_PACKED;
+    moe_status status = path_compute(PATH_PACKED, v->context, &c->args, &other, &other_bytes);
+    if (status != MOE_OK) {
+        end_refused(r, c, status);
+        r->judged = r->has_interval = false;
+    } else if (other_bytes != bytes || memcmp(other.data, output->data, bytes) != 0) {
+        end(r, FAILED, "packed experts give other bits than the raw tensors");
+    } else {
+        r->path = PATH_BOTH;
+    }
+    free((void *)other.data);
+}
+
 static void verify_file(const verify *v, const char *file, report *r)
 {
     moe_case c;
     io_error error;
     moe_tensor output = {0};
-    *r = (report){.file = file, .act = v->cli.act, .gate = v->gate};
+    size_t bytes;
+    *r = (report){.file = file, .path = v->path, .act = v->cli.act, .gate = v->gate};
     if (case_load(file, &c, &error) != IO_OK) {
         end(r, UNREADABLE, "%s", error.text);
         case_free(&c);
@@ -223,7 +250,8 @@ static void verify_file(const verify *v, const char *file, report *r)
     if (v->cli.act != MOE_ACT_DEFAULT) c.args.act_mode = v->cli.act;
     r->act = case_act_in_use(&c.args);
     if (r->act != own) r->gate = JUDGE_BOUND;
-    if (get_output(v, &c, r, &output)) judge(v, &c, &output, r);
+    if (get_output(v, &c, r, &output, &bytes)) judge(v, &c, &output, r);
+    if (v->path == PATH_BOTH && r->outcome == PASSED) compare_paths(v, &c, &output, bytes, r);
     free((void *)output.data);
     case_free(&c);
 }
@@ -252,8 +280,8 @@ static void print_report(const report *r, bool of_candidate)
     printf("%-10s ", WORDS[r->outcome]);
     print_name(r->file);
     if (r->judged)
-        printf("  error %9.3e  %s %9.3e", r->verdict.error, judge_gate_name(r->gate),
-               r->verdict.limit);
+        printf("  error %9.3e  %s %9.3e  %s", r->verdict.error, judge_gate_name(r->gate),
+               r->verdict.limit, path_name(r->path));
     if (r->message[0]) fputs("  ", stdout);
     cli_print_text(r->message);
     putchar('\n');
@@ -281,7 +309,7 @@ static json_t *report_json(const verify *v, const report *r)
 {
     json_t *o = json_pack("{s:o, s:s, s:s, s:i, s:s, s:s, s:o, s:o, s:b, s:b, s:b, s:o}",     //
                           "file", cli_json_text(r->file),                                     //
-                          "path", "raw",                                                      //
+                          "path", path_name(r->path),                                         //
                           "isa", moe_context_isa(v->context),                                 //
                           "threads", (int)moe_context_threads(v->context),                    //
                           "act", case_act_name(r->act),                                       //
@@ -344,12 +372,17 @@ static int parse(verify *v)
                     &v->cli, "--gate %s: must be tight, strict, upstream or bound", optarg);
             break;
         case OPT_CANDIDATE: v->candidate = optarg; break;
+        case OPT_PATH:
+            if (!path_from_name(optarg, &v->path))
+                return cli_usage_error(&v->cli, "--path %s: must be raw or packed", optarg);
+            break;
         default: return CLI_STOP;
         }
     }
     if (optind == v->cli.argc) return cli_usage_error(&v->cli, "no FILE given");
     if (v->candidate && v->cli.argc - optind != 1)
         return cli_usage_error(&v->cli, "--candidate takes exactly one FILE");
+    if (v->candidate && v->path == PATH_BOTH) v->path = PATH_RAW; /* its own result is not used */
     return CLI_END;
 }
 
@@ -358,6 +391,7 @@ int cmd_verify(int argc, char **argv)
     verify v = {
         .cli = {.command = "verify", .help = HELP, .options = OPTIONS, .argc = argc, .argv = argv},
         .gate = JUDGE_STRICT,
+        .path = PATH_BOTH,
     };
     if (parse(&v) == CLI_STOP) return v.cli.exit_code;
     int code = cli_context(&v.cli, &v.context);

@@ -18,6 +18,7 @@ static const char HELP[] =
     "\n"
     "The Mixture-of-Experts block of a decoder layer, for token generation.\n"
     "\n"
+    "  bench    a layer's time, beside what the machine can do at best\n"
     "  demo     one layer of gpt-oss-20b with random weights: time, bandwidth, error\n"
     "  verify   compute cases, or judge a candidate's result, against what is expected\n"
     "  run      compute a case and write its output\n"
@@ -34,10 +35,8 @@ typedef struct command {
 } command;
 
 static const command COMMANDS[] = {
-    {"demo", cmd_demo},
-    {"verify", cmd_verify},
-    {"run", cmd_run},
-    {"info", cmd_info},
+    {"bench", cmd_bench}, {"demo", cmd_demo}, {"verify", cmd_verify},
+    {"run", cmd_run},     {"info", cmd_info},
 };
 
 /* A standard file that is closed would be handed to the next open(), and results would be
@@ -62,7 +61,7 @@ static int dispatch(int argc, char **argv)
         return CLI_OK;
     }
     fprintf(stderr, argc > 1 ? "moe-tkg: no such command" : "moe-tkg: no command given");
-    fprintf(stderr, " (demo, verify, run or info; see 'moe-tkg --help')\n");
+    fprintf(stderr, " (bench, demo, verify, run or info; see 'moe-tkg --help')\n");
     return CLI_USAGE;
 }
 

@@ -1,0 +1,80 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* bench_layer.h - a layer of random experts as a checkpoint has them, row-major, and packed. */
+#ifndef MOE_BENCH_LAYER_H
+#define MOE_BENCH_LAYER_H
+
+#include "shapes.h"
+#include "team.h"
+
+#include <stddef.h>
+
+typedef enum bench_format {
+    BENCH_BF16,
+    BENCH_BF16_LOSSLESS, /* bf16, packed without loss in fewer bits */
+    BENCH_FP16,
+    BENCH_FP8_ROW,    /* e4m3fn, f32 scale per row */
+    BENCH_FP8_STATIC, /* e4m3fn, f32 scale per matrix */
+    BENCH_MXFP8,      /* e4m3fn, e8m0 scale per 32 */
+    BENCH_MXFP4,      /* e2m1, e8m0 scale per 32 */
+    BENCH_FORMATS
+} bench_format;
+
+bool bench_format_from_name(const char *text, bench_format *format);
+const char *bench_format_name(bench_format format);
+bool bench_format_is_mx(bench_format format);
+
+/* Why the operator refuses the mode with these weights, or the weights at this shape; NULL: it does
+ * not. */
+const char *bench_refusal(const shape *s, bench_format format, moe_act_mode act);
+
+enum { BENCH_MATRICES = 3 }; /* gate, up, down */
+
+/* One expert's arrays. */
+typedef struct bench_image {
+    uint8_t *weights[BENCH_MATRICES], *scale[BENCH_MATRICES], *bias[BENCH_MATRICES];
+} bench_image;
+
+/* The experts of a layer: expert e is image e % images. */
+typedef struct bench_source {
+    const shape *shape;
+    bench_format format;
+    uint64_t seed;
+    size_t images, image_bytes;
+    bench_image *image;
+    const void **pointers; /* of the arrays, for each expert */
+    uint8_t *memory;
+    moe_experts_args args;
+} bench_source;
+
+/* Bytes of one expert's arrays. */
+size_t bench_image_bytes(const shape *s, bench_format format);
+
+/* How many different experts are enough: what is packed is in memory of its own in any case. */
+size_t bench_images(const shape *s, bench_format format);
+
+/* Makes the experts on the team's threads.  False: no memory. */
+bool bench_source_make(bench_source *b, const shape *s, bench_format format, size_t images,
+                       uint64_t seed, team *t);
+void bench_source_free(bench_source *b); /* fine if it was not made */
+
+/* args as moe_experts_create takes them, without data: what moe_experts_bytes needs. */
+moe_experts_args bench_describe(const shape *s, bench_format format);
+
+enum { BENCH_MAX_COPIES = 1024 };
+
+/* The packed layer, in as many copies as make `working_set` bytes together. */
+typedef struct bench_layer {
+    const shape *shape;
+    bench_format format;
+    size_t copies;
+    moe_experts **experts; /* [copies] */
+    moe_experts_info info;
+    double source_bytes, pack_seconds; /* of one copy */
+} bench_layer;
+
+/* MOE_OK, or what the library said. */
+moe_status bench_layer_pack(bench_layer *l, moe_context *context, const bench_source *source,
+                            size_t working_set);
+void bench_layer_free(bench_layer *l); /* fine if it was not packed */
+
+#endif

@@ -1,0 +1,278 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* cmd_bench.c - moe-tkg bench: how fast, and how fast this machine could be at best.
+ *
+ * Owns the command line.  Refuses what the operator would refuse, before anything is made. */
+#define _GNU_SOURCE 1
+
+#include "bench_out.h"
+#include "case.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* clang-format off */
+static const char HELP[] =
+    "usage: moe-tkg bench [options]\n"
+    "\n"
+    "Times calls on one layer of packed experts with random weights, and the machine's ceilings\n"
+    "beside them: bytes read per second, and multiply-accumulates per second of the instruction\n"
+    "that the kernels use.  Prints a line for each batch size and format: tokens, experts read,\n"
+    "median, least and 95th percentile of the time, what was reached, what the ceilings allow, and\n"
+    "the roofline: the median of (least possible time / time).  Every call has new routing and\n"
+    "weights that no cache holds, and runs on pinned threads that are awake, as an engine's are\n"
+    "(moe_tkg_part).\n"
+    "\n"
+    "      --shape SHAPE    a model's layer by name, or H,I,E,K (default gpt-oss-20b)\n"
+    "      --list-shapes    print the models, and end\n"
+    "      --experts N      hold N of the E experts; at least K\n"
+    "      --weights LIST   of bf16, bf16-lossless, fp16, fp8-row, fp8-static, mxfp8 and mxfp4\n"
+    "                       (default: mxfp4 for gpt-oss, else bf16)\n"
+    "      --act MODE       exact (default), mxfp8 (with mxfp8 and mxfp4) or int8 (with mxfp4):\n"
+    "                       what activations are rounded to\n"
+    "      --tokens LIST    batch sizes, 1 to 128 (default 1,2,4,8,16,32,64,128; up to 8 if the\n"
+    "                       kernels are scalar)\n"
+    "      --routing KIND   uniform (default); zipf: expert weights 1, 1/2, 1/3, ...; one: all\n"
+    "                       tokens of a call take the same experts; file\n"
+    "      --routing-file F a token's K experts a line, numbers with blanks or commas between;\n"
+    "                       used in order, over and over\n"
+    "      --repetitions N  calls a line, in as many rounds (default 20)\n"
+    "      --working-set N  bytes (or with K, M, G) of packed layers, and of memory for the probe\n"
+    "                       of the ceiling, used in turn (default 8 times the last-level cache;\n"
+    "                       below 4 times, weights are not cold)\n"
+    "      --seed N         other weights, tokens and routing (default 1)\n"
+    "      --isa NAME       highest ISA level to use (moe-tkg info lists them)\n"
+    "      --threads N      threads per call; 0, the default: as many as the process may use\n"
+    CLI_HELP_PLAIN
+    "\n"
+    "Exit codes:\n"
+    "  0  done\n"
+    "  1  no memory, or output that could not be written\n"
+    "  2  a bad command line\n"
+    "  3  the operator refused\n"
+    "\n"
+    "Example: moe-tkg bench --shape gpt-oss-20b --tokens 1,8,64\n"
+    "         moe-tkg bench --shape qwen3-30b-a3b --weights bf16,bf16-lossless,fp8 --tokens 1,4\n"
+    "         moe-tkg bench --shape deepseek-v3 --experts 32 --weights mxfp4 --act int8\n"
+    "         moe-tkg bench --shape 4096,1024,64,8 --routing zipf --json >result.json\n";
+/* clang-format on */
+
+enum {
+    OPT_SHAPE = CLI_OPT_OWN,
+    OPT_LIST,
+    OPT_EXPERTS,
+    OPT_WEIGHTS,
+    OPT_TOKENS,
+    OPT_ROUTING,
+    OPT_FILE,
+    OPT_REPETITIONS,
+    OPT_WORKING_SET,
+    OPT_SEED
+};
+
+static const struct option OPTIONS[] = {
+    CLI_OPTIONS_PLAIN,
+    CLI_OPTIONS_COMPUTE,
+    {"shape", required_argument, NULL, OPT_SHAPE},
+    {"list-shapes", no_argument, NULL, OPT_LIST},
+    {"experts", required_argument, NULL, OPT_EXPERTS},
+    {"weights", required_argument, NULL, OPT_WEIGHTS},
+    {"tokens", required_argument, NULL, OPT_TOKENS},
+    {"routing", required_argument, NULL, OPT_ROUTING},
+    {"routing-file", required_argument, NULL, OPT_FILE},
+    {"repetitions", required_argument, NULL, OPT_REPETITIONS},
+    {"working-set", required_argument, NULL, OPT_WORKING_SET},
+    {"seed", required_argument, NULL, OPT_SEED},
+    {NULL, 0, NULL, 0},
+};
+
+typedef struct command {
+    cli cli;
+    bench_plan plan;
+    const char *shape, *routing; /* as they were given */
+    long long experts;           /* 0: all */
+    bool list;
+} command;
+
+/* ---- options ------------------------------------------------------------------------------- */
+
+/* "64M" in bytes. */
+static bool parse_bytes(const char *text, long long low, long long high, size_t *bytes)
+{
+    static const char UNITS[] = "KMG";
+    char number[32];
+    size_t length = strlen(text);
+    long long value, unit = 1;
+    if (length == 0 || length >= sizeof number) return false;
+    const char *letter = strchr(UNITS, text[length - 1]);
+    if (letter) unit = 1LL << 10 * (letter - UNITS + 1);
+    snprintf(number, sizeof number, "%.*s", (int)(letter ? length - 1 : length), text);
+    if (!cli_number(number, 1, high / unit, &value) || value * unit < low) return false;
+    *bytes = (size_t)(value * unit);
+    return true;
+}
+
+static int parse_weights(command *m, char *list)
+{
+    bench_plan *p = &m->plan;
+    p->n_formats = 0;
+    for (char *item; (item = strsep(&list, ",")) != NULL;) {
+        bench_format format;
+        if (!bench_format_from_name(item, &format))
+            return cli_usage_error(&m->cli,
+                                   "--weights %s: must be of bf16, bf16-lossless, fp16, fp8-row, "
+                                   "fp8-static, mxfp8, mxfp4",
+                                   item);
+        for (size_t i = 0; i < p->n_formats; i++)
+            if (p->formats[i] == format)
+                return cli_usage_error(&m->cli, "--weights: %s twice", bench_format_name(format));
+        p->formats[p->n_formats++] = format;
+    }
+    return CLI_END;
+}
+
+static int parse_option(command *m, int opt)
+{
+    enum { LEAST_SET = 1 << 16 };
+    cli *c = &m->cli;
+    long long number;
+    switch (opt) {
+    case OPT_SHAPE: m->shape = optarg; break;
+    case OPT_LIST: m->list = true; break;
+    case OPT_EXPERTS:
+        if (!cli_number(optarg, 1, SHAPE_MAX_E, &m->experts))
+            return cli_usage_error(c, "--experts %s: must be 1 to %d", optarg, SHAPE_MAX_E);
+        break;
+    case OPT_WEIGHTS: return parse_weights(m, optarg);
+    case OPT_TOKENS:
+        if (!cli_numbers(optarg, 1, BENCH_MAX_T, m->plan.tokens, BENCH_MAX_BATCHES,
+                         &m->plan.n_tokens))
+            return cli_usage_error(
+                c, "--tokens %s: must be up to %d numbers from 1 to %d, with commas", optarg,
+                BENCH_MAX_BATCHES, BENCH_MAX_T);
+        break;
+    case OPT_ROUTING:
+        m->routing = optarg;
+        if (!route_from_name(optarg, &m->plan.routing))
+            return cli_usage_error(c, "--routing %s: must be uniform, zipf, one or file", optarg);
+        break;
+    case OPT_FILE: m->plan.routing_file = optarg; break;
+    case OPT_REPETITIONS:
+        if (!cli_number(optarg, 1, BENCH_MAX_REPETITIONS, &number))
+            return cli_usage_error(c, "--repetitions %s: must be 1 to %d", optarg,
+                                   BENCH_MAX_REPETITIONS);
+        m->plan.repetitions = (size_t)number;
+        break;
+    case OPT_WORKING_SET:
+        if (!parse_bytes(optarg, LEAST_SET, 1LL << 40, &m->plan.working_set))
+            return cli_usage_error(c, "--working-set %s: must be 64K to 1024G", optarg);
+        break;
+    case OPT_SEED:
+        if (!cli_number(optarg, 0, INT64_MAX, &number))
+            return cli_usage_error(c, "--seed %s: must be an integer >= 0", optarg);
+        m->plan.seed = (uint64_t)number;
+        break;
+    default: return CLI_STOP;
+    }
+    return CLI_END;
+}
+
+/* ---- what belongs together ----------------------------------------------------------------- */
+
+static int check_shape(command *m)
+{
+    cli *c = &m->cli;
+    shape *s = &m->plan.shape;
+    char message[256];
+    if (!shape_parse(m->shape, s, message, sizeof message))
+        return cli_usage_error(c, "--shape %s: %s%s", m->shape, message,
+                               strncmp(message, "no such", 7) == 0 ? "; --list-shapes has all"
+                                                                   : "");
+    if (!shape_is_supported(s))
+        return cli_usage_error(c, "--shape %s: its activation (%s) is not the operator's", s->name,
+                               shape_activation_name(s->activation));
+    if (m->experts == 0) return CLI_END;
+    if (m->experts < s->K || m->experts > s->E)
+        return cli_usage_error(c, "--experts %lld: must be %lld (K) to %lld (E) with this shape",
+                               m->experts, (long long)s->K, (long long)s->E);
+    s->E = m->experts;
+    return CLI_END;
+}
+
+static int check_routing(command *m)
+{
+    bench_plan *p = &m->plan;
+    if (p->routing_file && !m->routing) p->routing = ROUTE_FILE;
+    if (p->routing_file && p->routing != ROUTE_FILE)
+        return cli_usage_error(&m->cli, "--routing-file needs --routing file");
+    if (!p->routing_file && p->routing == ROUTE_FILE)
+        return cli_usage_error(&m->cli, "--routing file needs --routing-file");
+    return CLI_END;
+}
+
+static int check_weights(command *m)
+{
+    bench_plan *p = &m->plan;
+    if (p->n_formats == 0)
+        p->formats[p->n_formats++] =
+            p->shape.activation == SHAPE_SWIGLU_OAI ? BENCH_MXFP4 : BENCH_BF16;
+    p->act = m->cli.act == MOE_ACT_DEFAULT ? MOE_ACT_EXACT : m->cli.act;
+    for (size_t f = 0; f < p->n_formats; f++) {
+        const char *why = bench_refusal(&p->shape, p->formats[f], p->act);
+        if (why)
+            return cli_usage_error(&m->cli, "--weights %s: %s", bench_format_name(p->formats[f]),
+                                   why);
+    }
+    return CLI_END;
+}
+
+static int parse(command *m)
+{
+    for (int opt; (opt = cli_next(&m->cli)) != CLI_END;)
+        if (parse_option(m, opt) == CLI_STOP) return CLI_STOP;
+    if (optind != m->cli.argc) return cli_usage_error(&m->cli, "takes no argument");
+    if (m->list) return CLI_END;
+    if (check_shape(m) == CLI_STOP || check_routing(m) == CLI_STOP) return CLI_STOP;
+    return check_weights(m);
+}
+
+/* ---- the command --------------------------------------------------------------------------- */
+
+static int list_shapes(const command *m)
+{
+    if (m->cli.json) return cli_print_json(&m->cli, bench_shapes_json());
+    bench_print_shapes();
+    return CLI_OK;
+}
+
+static int run(command *m, bench *b)
+{
+    int code = bench_open(b, &m->cli, &m->plan, 0);
+    if (code != CLI_OK) return code;
+    bench_source_free(&b->source);
+    code = bench_measure(b);
+    if (code != CLI_OK) return code;
+    if (m->cli.json) return cli_print_json(&m->cli, bench_json(b));
+    bench_print_head(b);
+    bench_print_rows(b);
+    bench_print_foot(b);
+    return CLI_OK;
+}
+
+int cmd_bench(int argc, char **argv)
+{
+    command m = {
+        .cli = {.command = "bench", .help = HELP, .options = OPTIONS, .argc = argc, .argv = argv},
+        .plan = {.repetitions = 20, .seed = 1},
+        .shape = "gpt-oss-20b",
+    };
+    if (parse(&m) == CLI_STOP) return m.cli.exit_code;
+    if (m.list) return list_shapes(&m);
+    bench *b = calloc(1, sizeof *b);
+    if (!b) return cli_failure(&m.cli, "out of memory");
+    int code = run(&m, b);
+    cli_progress_end();
+    bench_close(b);
+    free(b);
+    return code;
+}
