@@ -102,7 +102,7 @@ static uint8_t scale_byte(const kernel_case *c, size_t half, size_t row, size_t 
 
 static const guarded *memory(size_t which)
 {
-    static guarded all[8];
+    static guarded all[6];
     static const size_t bytes[] = {1 << 19, 1 << 21, 1, 1, 1, 1};
     if (all[which].first == NULL) all[which] = guarded_new(bytes[which]);
     return &all[which];
@@ -322,4 +322,24 @@ void case_make(kernel_case *c)
         if (c->bias) c->panel.rows[half].bias = make_rows(c, 2 + half);
     }
     make_operands(c);
+}
+
+size_t case_panel_bytes(const kernel_case *c)
+{
+    size_t lines = kernel_panel_bytes(c->format, c->halves, c->k);
+    if (c->format != FORMAT_BF12) return lines;
+    return lines + ((const kernel_bf12_head *)(const void *)c->panel.stream)->lines_at;
+}
+
+const char *case_format_name(kernel_format f)
+{
+    static const char *const names[] = {"bf16",   "f16",   "f32",   "e4m3_ieee",
+                                        "e4m3fn", "mxfp8", "mxfp4", "bf12"};
+    return names[f];
+}
+
+const char *case_operand_name(kernel_operand o)
+{
+    static const char *const names[] = {"f32", "bf16", "int8"};
+    return names[o];
 }
