@@ -63,12 +63,12 @@ static bool has_bf16(const features *f)
 
 /* What the kernel says that programs may use. */
 typedef struct features {
-    unsigned long hwcap;
+    unsigned long hwcap, hwcap2;
 } features;
 
 static features read_features(void)
 {
-    return (features){getauxval(AT_HWCAP)};
+    return (features){getauxval(AT_HWCAP), getauxval(AT_HWCAP2)};
 }
 
 static bool has_neon(const features *f)
@@ -79,6 +79,11 @@ static bool has_neon(const features *f)
 static bool has_dotprod(const features *f)
 {
     return (f->hwcap & HWCAP_ASIMDDP) != 0;
+}
+
+static bool has_i8mm(const features *f)
+{
+    return (f->hwcap2 & HWCAP2_I8MM) != 0;
 }
 
 #else
@@ -111,6 +116,7 @@ static const struct {
 #elif defined(__aarch64__)
     {&kernel_table_neon, has_neon},
     {&kernel_table_neon_dotprod, has_dotprod},
+    {&kernel_table_neon_i8mm, has_i8mm},
 #endif
 };
 

@@ -215,7 +215,8 @@ static double weight(const bench_source *b, int m, size_t row, size_t k, size_t 
     case BENCH_BF16:
     case BENCH_BF16_LOSSLESS: return num_from_bf16(wide);
     case BENCH_FP16: return num_from_f16(wide);
-    case BENCH_MXFP4: return scale * num_from_e2m1(i->weights[m][at / 2] >> at % 2 * 4 & 15u);
+    case BENCH_MXFP4:
+        return scale * num_from_e2m1((unsigned)i->weights[m][at / 2] >> at % 2 * 4 & 15u);
     default: return scale * num_from_e4m3fn(i->weights[m][at]);
     }
 }

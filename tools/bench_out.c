@@ -30,15 +30,15 @@ void bench_print_head(const bench *b)
 void bench_print_rows(const bench *b)
 {
     const bench_plan *p = &b->plan;
-    puts("| weights       |   T | experts | median us |    min us |    p95 us |    MB |  GB/s |"
+    puts("| weights       |   T | experts | median us |    min us |    p95 us |     MB |  GB/s |"
          "  read | GMAC/s |  dot |  limit us | roofline |");
-    puts("|:--------------|----:|--------:|----------:|----------:|----------:|------:|------:|"
+    puts("|:--------------|----:|--------:|----------:|----------:|----------:|-------:|------:|"
          "------:|-------:|-----:|----------:|---------:|");
     for (size_t f = 0; f < p->n_formats; f++)
         for (size_t t = 0; t < p->n_tokens; t++) {
             bench_row r = bench_row_of(b, f, t);
             printf(
-                "| %-13s | %3zu | %7.1f | %9.1f | %9.1f | %9.1f | %5.0f | %5.1f | %5.1f | %6.1f | "
+                "| %-13s | %3zu | %7.1f | %9.1f | %9.1f | %9.1f | %6.1f | %5.1f | %5.1f | %6.1f | "
                 "%4.0f | %9.1f | %6.1f %% |\n",
                 r.weights, r.tokens, r.experts_read, r.median_us, r.min_us, r.p95_us,
                 1e-6 * r.bytes, r.gbps, r.read_ceiling_gbps, r.gmacs, r.compute_ceiling, r.limit_us,
@@ -63,7 +63,7 @@ void bench_print_foot(const bench *b)
            p->repetitions);
     for (size_t f = 0; f < p->n_formats; f++) {
         const bench_layer *l = &b->layer[f];
-        printf("%s: %zu x %.0f MB packed, %.1f MB an expert; packing took %.2f s, %.1f GB/s of "
+        printf("%s: %zu x %.1f MB packed, %.1f MB an expert; packing took %.2f s, %.1f GB/s of "
                "source\n",
                bench_format_name(l->format), l->copies, 1e-6 * (double)l->info.bytes,
                1e-6 * (double)l->info.expert_bytes, l->pack_seconds,
@@ -71,7 +71,10 @@ void bench_print_foot(const bench *b)
     }
     if (b->working_set < 4 * b->llc)
         puts("The working set is below 4 times the last-level cache: the weights are not cold.");
-    if (!b->pinned) puts("More threads than CPUs: they are not pinned, and wait for each other.");
+    if (!b->pinned)
+        puts(team_size(b->team) > b->cpus
+                 ? "More threads than CPUs: they are not pinned, and wait for each other."
+                 : "The threads could not be pinned.");
 }
 
 /* ---- JSON ---------------------------------------------------------------------------------- */

@@ -46,7 +46,7 @@ static const struct option OPTIONS[] = {
     {NULL, 0, NULL, 0},
 };
 
-enum { MAX_BATCHES = 16, CHECKED = 2 };
+enum { MAX_BATCHES = 16, CHECKED = 2, REPETITIONS = 10, SCALAR_REPETITIONS = 3 };
 
 /* The first and the last token of one call, and how many experts that read. */
 typedef struct check {
@@ -63,6 +63,11 @@ typedef struct demo {
     atomic_size_t next; /* token to be checked */
     atomic_bool no_memory;
 } demo;
+
+static bool is_scalar(const demo *d)
+{
+    return strcmp(moe_context_isa(d->bench.context), "scalar") == 0;
+}
 
 /* ---- checking ------------------------------------------------------------------------------ */
 
@@ -148,7 +153,7 @@ static void print_table(const demo *d)
     }
     puts("\nerror: where the float64 oracle's first and last token are nearest to their bound.\n"
          "roofline: the median of least possible time / time; see moe-tkg bench.");
-    if (d->plan.n_tokens == 0 && strcmp(moe_context_isa(d->bench.context), "scalar") == 0)
+    if (d->plan.n_tokens == 0 && is_scalar(d))
         puts("The kernels of this level are scalar, hence few tokens: see --tokens.");
 }
 
@@ -234,6 +239,7 @@ static int run(demo *d)
 {
     /* Every expert is another: they are what is checked. */
     int code = bench_open(&d->bench, &d->cli, &d->plan, (size_t)d->plan.shape.E);
+    if (d->bench.context && is_scalar(d)) d->bench.plan.repetitions = SCALAR_REPETITIONS;
     if (code == CLI_OK) code = bench_measure(&d->bench);
     if (code == CLI_OK) code = check_batches(d);
     if (code != CLI_OK) return code;
@@ -249,7 +255,8 @@ int cmd_demo(int argc, char **argv)
     cli c = {.command = "demo", .help = HELP, .options = OPTIONS, .argc = argc, .argv = argv};
     if (!d) return cli_failure(&c, "out of memory");
     d->cli = c;
-    d->plan = (bench_plan){.formats = {BENCH_MXFP4}, .n_formats = 1, .repetitions = 10, .seed = 1};
+    d->plan = (bench_plan){
+        .formats = {BENCH_MXFP4}, .n_formats = 1, .repetitions = REPETITIONS, .seed = 1};
     shape_parse("gpt-oss-20b", &d->plan.shape, message, sizeof message);
     int code = parse(d) == CLI_STOP ? d->cli.exit_code : run(d);
     cli_progress_end();

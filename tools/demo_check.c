@@ -44,7 +44,7 @@ static size_t k_of_i(const twin *w, size_t i)
 
 static unsigned code_at(const uint8_t *row, size_t k)
 {
-    return row[k / 2] >> k % 2 * 4 & 15u;
+    return (unsigned)row[k / 2] >> k % 2 * 4 & 15u;
 }
 
 /* The word of a row: its four codes at (tile, p), those below `terms`. */

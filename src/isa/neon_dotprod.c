@@ -5,5 +5,4 @@
 
 #include "../kernel_tmpl.h"
 
-const kernel_table kernel_table_neon_dotprod = {"neon_dotprod", VEC_WIDTH, SLOTS(gate_up),
-                                                SLOTS(down)};
+const kernel_table kernel_table_neon_dotprod = KERNEL_TABLE("neon_dotprod");

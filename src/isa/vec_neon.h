@@ -1,15 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* vec_neon.h - the vocabulary of kernel_tmpl.h in Advanced SIMD (AArch64): four registers for each
- * vec.  With VEC_DOTPROD, defined by the including file, also SDOT.
+ * vec.  With VEC_DOTPROD, defined by the including file, also SDOT; with VEC_MATRIX also SMMLA.
  *
- * Left out on purpose: BFDOT and BFMMLA do not round as the two fmas of docs/numerics.md section 4;
- * USDOT (i8mm) is no faster than SDOT, for which weights of 0..24 are signed as well; SMMLA and
- * USMMLA take 2 x 8 blocks, and a line, four k of sixteen rows, has another shape. */
+ * VEC_SUMS is 2, though 4 sums are half of the registers: decoding takes the rest, and gcc 12 then
+ * moves sums to the stack and back more often than a second half or block saves a load.
+ *
+ * Left out on purpose: BFDOT and BFMMLA do not round as the two fmas of docs/numerics.md section
+ * 4; USDOT is no faster than SDOT, for which weights of 0..24 are signed as well. */
 #include <arm_neon.h>
+#include <stddef.h>
 #include <stdint.h>
 
-#define VEC_WIDTH 4
-#define V_INLINE  static inline __attribute__((always_inline))
+#define VEC_WIDTH    4
+#define VEC_WIDTH_MX 4
+#define VEC_SUMS     2
+#define VEC_FEW      1
+#define V_INLINE     static inline __attribute__((always_inline))
 
 typedef struct vec {
     float32x4_t a, b, c, d;
@@ -145,6 +151,25 @@ V_INLINE ivec i_from_bytes(uint8x16_t s)
                   vreinterpretq_s32_u32(vmovl_high_u16(high))};
 }
 
+/* Sixteen halves of 32 bits, the lower one zero. */
+V_INLINE float32x4_t q_wide_first(uint16x8_t x)
+{
+    return vreinterpretq_f32_u16(vzip1q_u16(vdupq_n_u16(0), x));
+}
+
+V_INLINE float32x4_t q_wide_second(uint16x8_t x)
+{
+    return vreinterpretq_f32_u16(vzip2q_u16(vdupq_n_u16(0), x));
+}
+
+/* Bytes other than 0 and 255. */
+V_INLINE vec v_e8m0_normal(const uint8_t *s)
+{
+    uint8x16_t e = vld1q_u8(s);
+    uint16x8_t low = vshll_n_u8(vget_low_u8(e), 7), high = vshll_high_n_u8(e, 7);
+    return (vec){q_wide_first(low), q_wide_second(low), q_wide_first(high), q_wide_second(high)};
+}
+
 V_INLINE float32x4_t q_e8m0(int32x4_t e)
 {
     uint32x4_t nan = vceqq_s32(e, vdupq_n_s32(255));
@@ -169,11 +194,6 @@ V_INLINE vec v_e8m0_low(const uint8_t *s)
     return (vec)EACH1(q_e8m0_low, e);
 }
 
-V_INLINE int l_has_zero(const uint8_t *s)
-{
-    return vminvq_u8(vld1q_u8(s)) == 0;
-}
-
 /* ---- lines ----------------------------------------------------------------------------------- */
 
 V_INLINE uint16x8_t q_load(const uint8_t *p)
@@ -192,6 +212,29 @@ V_INLINE void l_store(uint8_t *p, line x)
     vst1q_u8(p + 16, vreinterpretq_u8_u16(x.b));
     vst1q_u8(p + 32, vreinterpretq_u8_u16(x.c));
     vst1q_u8(p + 48, vreinterpretq_u8_u16(x.d));
+}
+
+/* The 32 bits at p in every lane. */
+V_INLINE line l_word(const uint8_t *p)
+{
+    uint32_t word;
+    __builtin_memcpy(&word, p, sizeof word);
+    uint16x8_t q = vreinterpretq_u16_u32(vdupq_n_u32(word));
+    return (line){q, q, q, q};
+}
+
+/* One more than each byte: 0 and 255 become the two least. */
+V_INLINE uint8x16_t q_next(uint16x8_t x)
+{
+    return vaddq_u8(vreinterpretq_u8_u16(x), vdupq_n_u8(1));
+}
+
+/* Whether one of 64 e8m0 bytes is 0 or 255. */
+V_INLINE int l_has_special(line x)
+{
+    uint8x16_t least = vminq_u8(vminq_u8(q_next(x.a), q_next(x.b)), //
+                                vminq_u8(q_next(x.c), q_next(x.d)));
+    return vminvq_u8(least) < 2;
 }
 
 V_INLINE void l_prefetch(const uint8_t *p)
@@ -219,20 +262,13 @@ V_INLINE vec v_odd(line x)
     return (vec)EACH1(q_odd, x);
 }
 
-V_INLINE float32x4_t q_even_f16(uint16x8_t x)
+/* f16 subnormals are no subnormals of f32, and are kept. */
+V_INLINE vec v_from_f16(const uint8_t *p)
 {
-    return vcvt_f32_f16(vreinterpret_f16_u16(vmovn_u32(vreinterpretq_u32_u16(x))));
-}
-
-V_INLINE float32x4_t q_odd_f16(uint16x8_t x)
-{
-    return vcvt_f32_f16(vreinterpret_f16_u16(vshrn_n_u32(vreinterpretq_u32_u16(x), 16)));
-}
-
-V_INLINE void v_from_f16(line x, vec *even, vec *odd)
-{
-    *even = (vec)EACH1(q_even_f16, x);
-    *odd = (vec)EACH1(q_odd_f16, x);
+    float16x8_t low = vreinterpretq_f16_u8(vld1q_u8(p));
+    float16x8_t high = vreinterpretq_f16_u8(vld1q_u8(p + 16));
+    return (vec){vcvt_f32_f16(vget_low_f16(low)), vcvt_high_f32_f16(low),
+                 vcvt_f32_f16(vget_low_f16(high)), vcvt_high_f32_f16(high)};
 }
 
 /* Bytes 0 to 15 of a table in halves. */
@@ -241,58 +277,117 @@ V_INLINE uint8x16_t q_table(uint64_t low, uint64_t high)
     return vcombine_u8(vcreate_u8(low), vcreate_u8(high));
 }
 
-/* The bf16 of the code in each 16 bits, from the low and the high bytes of all bf16. */
-V_INLINE uint16x8_t q_look_up(uint8x16_t low_byte, uint8x16_t high_byte, uint16x8_t code)
+/* Pair j of the four in a register of e2m1: both 16-bit halves have their code at bit 4 j.  The
+ * low and the high bytes of the bf16 of each nibble are looked up; the bytes of pairs 0 and 1 are
+ * the even ones. */
+V_INLINE uint16x8_t q_e2m1(uint16x8_t x, int j)
 {
-    uint8x16_t low = vreinterpretq_u8_u16(code); /* its upper byte is 0, and so is low_byte[0] */
-    uint8x16_t high = vreinterpretq_u8_u16(vshlq_n_u16(code, 8)); /* and high_byte[0] */
-    return vreinterpretq_u16_u8(vorrq_u8(vqtbl1q_u8(low_byte, low), vqtbl1q_u8(high_byte, high)));
+    uint8x16_t bytes = vreinterpretq_u8_u16(x);
+    uint8x16_t code = j % 2 == 0 ? vandq_u8(bytes, vdupq_n_u8(15)) : vshrq_n_u8(bytes, 4);
+    uint8x16_t low = vqtbl1q_u8(q_table(0xC0804000C0800000, 0xC0804000C0800000), code);
+    uint8x16_t high = vqtbl1q_u8(q_table(0x404040403F3F3F00, 0xC0C0C0C0BFBFBF80), code);
+    return vreinterpretq_u16_u8(j < 2 ? vtrn1q_u8(low, high) : vtrn2q_u8(low, high));
 }
 
-V_INLINE uint16x8_t q_e2m1(uint16x8_t x)
-{
-    return q_look_up(q_table(0xC0804000C0800000, 0xC0804000C0800000),
-                     q_table(0x404040403F3F3F00, 0xC0C0C0C0BFBFBF80),
-                     vandq_u16(x, vdupq_n_u16(15)));
-}
-
-/* An immediate shift, once j is a constant; the intrinsics for those take nothing but literals. */
-V_INLINE uint16x8_t q_right(uint16x8_t x, uint16_t bits)
-{
-    return x >> bits;
-}
-
-V_INLINE line l_right(line x, int bits)
-{
-    const uint16_t n = (uint16_t)bits;
-    return (line){q_right(x.a, n), q_right(x.b, n), q_right(x.c, n), q_right(x.d, n)};
-}
-
-/* Pair j of the four in a line of e2m1: both 16-bit halves have their code at bit 4 j. */
+/* Pair j of the four in a line of e2m1. */
 V_INLINE line l_e2m1(line x, int j)
 {
-    x = l_right(x, 4 * j);
-    return (line)EACH1(q_e2m1, x);
+    return (line){q_e2m1(x.a, j), q_e2m1(x.b, j), q_e2m1(x.c, j), q_e2m1(x.d, j)};
 }
 
-V_INLINE uint16x8_t q_e4m3(uint16x8_t code, int ieee)
+/* Codes, each as a byte with its sign, as bf16, but for those below 2^-6 and those without a
+ * finite value. */
+V_INLINE uint16x8_t q_e4m3(int8x8_t code)
 {
-    uint16x8_t mag = vandq_u16(code, vdupq_n_u16(0x7F));
+    uint16x8_t x = vreinterpretq_u16_s16(vshll_n_s8(code, 4));
+    return vaddq_u16(vbicq_u16(x, vdupq_n_u16(0x7800)), vdupq_n_u16(0x3C00));
+}
+
+/* The same for every code. */
+V_INLINE uint16x8_t q_e4m3_special(int8x8_t code, int ieee)
+{
+    uint16x8_t mag = vandq_u16(vmovl_u8(vreinterpret_u8_s8(code)), vdupq_n_u16(0x7F));
     uint16x8_t v = vaddq_u16(vshlq_n_u16(mag, 4), vdupq_n_u16(0x3C00));
-    uint16x8_t small = q_look_up(q_table(0x60402000C0800000, 0), /* m / 8 * 2^-6 for m = 0..7 */
-                                 q_table(0x3C3C3C3C3B3B3B00, 0), mag);
+    /* m / 8 * 2^-6 for m = 0..7, the low and the high bytes of the bf16 */
+    uint8x16_t low = vqtbl1q_u8(q_table(0x60402000C0800000, 0), vreinterpretq_u8_u16(mag));
+    uint8x16_t high =
+        vqtbl1q_u8(q_table(0x3C3C3C3C3B3B3B00, 0), vreinterpretq_u8_u16(vshlq_n_u16(mag, 8)));
+    uint16x8_t small = vreinterpretq_u16_u8(vorrq_u8(low, high));
     v = vbslq_u16(vcltq_u16(mag, vdupq_n_u16(8)), small, v);
     if (ieee) v = vbslq_u16(vceqq_u16(mag, vdupq_n_u16(0x78)), vdupq_n_u16(0x7F80), v);
-    uint16x8_t nan = vcgtq_u16(mag, vdupq_n_u16(ieee ? 0x78 : 0x7E));
-    v = vbslq_u16(nan, vdupq_n_u16(0x7FC0), v);
-    return vsliq_n_u16(v, vshrq_n_u16(code, 7), 15);
+    v = vbslq_u16(vcgtq_u16(mag, vdupq_n_u16(ieee ? 0x78 : 0x7E)), vdupq_n_u16(0x7FC0), v);
+    uint16x8_t sign = vreinterpretq_u16_s16(vmovl_s8(code));
+    return vbslq_u16(vdupq_n_u16(0x8000), sign, v);
 }
 
-/* Pair j of the two in a line of e4m3: both 16-bit halves have their code at bit 8 j. */
-V_INLINE line l_e4m3(line x, int j, int ieee)
+/* Above 95 for codes below 2^-6 and those of exponent 15 (e4m3fn: above 109, NaN alone): the
+ * doubled byte, 16 or less, becomes 112 to 126. */
+V_INLINE int8x16_t q_e4m3_rank(uint16x8_t x)
 {
-    x = l_right(x, 8 * j);
-    return (line){q_e4m3(x.a, ieee), q_e4m3(x.b, ieee), q_e4m3(x.c, ieee), q_e4m3(x.d, ieee)};
+    int8x16_t code = vreinterpretq_s8_u16(x);
+    return vaddq_s8(vshlq_n_s8(code, 1), vdupq_n_s8(112));
+}
+
+V_INLINE uint16x8_t q_e4m3_first(uint16x8_t x)
+{
+    return q_e4m3(vget_low_s8(vreinterpretq_s8_u16(x)));
+}
+
+V_INLINE uint16x8_t q_e4m3_second(uint16x8_t x)
+{
+    return q_e4m3(vget_high_s8(vreinterpretq_s8_u16(x)));
+}
+
+V_INLINE void q_e4m3_both(uint16x8_t x, int ieee, uint16x8_t *first, uint16x8_t *second)
+{
+    *first = q_e4m3_special(vget_low_s8(vreinterpretq_s8_u16(x)), ieee);
+    *second = q_e4m3_special(vget_high_s8(vreinterpretq_s8_u16(x)), ieee);
+}
+
+/* A line of e4m3, and then pair j of its two as bf16. */
+V_INLINE void l_e4m3(line x, int ieee, line *first, line *second)
+{
+    int8x16_t rank = vmaxq_s8(vmaxq_s8(q_e4m3_rank(x.a), q_e4m3_rank(x.b)),
+                              vmaxq_s8(q_e4m3_rank(x.c), q_e4m3_rank(x.d)));
+    if (__builtin_expect(vmaxvq_s8(rank) > (ieee ? 95 : 109), 0)) {
+        q_e4m3_both(x.a, ieee, &first->a, &second->a);
+        q_e4m3_both(x.b, ieee, &first->b, &second->b);
+        q_e4m3_both(x.c, ieee, &first->c, &second->c);
+        q_e4m3_both(x.d, ieee, &first->d, &second->d);
+    } else {
+        *first = (line)EACH1(q_e4m3_first, x);
+        *second = (line)EACH1(q_e4m3_second, x);
+    }
+}
+
+V_INLINE line l_e4m3_pair(line first, line second, int j)
+{
+    return j == 0 ? first : second;
+}
+
+/* bf12: the exponents of 16 codes. */
+typedef uint8x16_t l_table;
+
+V_INLINE l_table l_bf12_table(const uint8_t *exponent)
+{
+    return vld1q_u8(exponent);
+}
+
+/* The exponent of code 0, which the upper byte of each code looks up, is shifted out but for one
+ * bit, and that is where rest has the sign. */
+V_INLINE uint16x8_t q_bf12(uint16x8_t codes, uint16x8_t rest, int j, l_table table)
+{
+    uint16x8_t code = vandq_u16(codes >> (uint16_t)(4 * j), vdupq_n_u16(15));
+    uint16x8_t e = vreinterpretq_u16_u8(vqtbl1q_u8(table, vreinterpretq_u8_u16(code)));
+    if (j % 2 == 1) rest = vreinterpretq_u16_u8(vrev16q_u8(vreinterpretq_u8_u16(rest)));
+    return vbslq_u16(vdupq_n_u16(0x807F), rest, vshlq_n_u16(e, 7));
+}
+
+/* Pair j of the four of a line of codes, rest: the line that has its signs and mantissas. */
+V_INLINE line l_bf12(line codes, line rest, int j, const l_table *table)
+{
+    return (line){q_bf12(codes.a, rest.a, j, *table), q_bf12(codes.b, rest.b, j, *table),
+                  q_bf12(codes.c, rest.c, j, *table), q_bf12(codes.d, rest.d, j, *table)};
 }
 
 /* ---- int8 ------------------------------------------------------------------------------------ */
@@ -307,9 +402,9 @@ V_INLINE vec v_from_int(ivec x)
     return (vec)EACH1(vcvtq_f32_s32, x);
 }
 
-V_INLINE int32x4_t q_dot(int32x4_t acc, uint16x8_t weights, int8x16_t x)
+V_INLINE int32x4_t q_dot(int32x4_t acc, uint16x8_t weights, uint16x8_t codes)
 {
-    int8x16_t w = vreinterpretq_s8_u16(weights);
+    int8x16_t w = vreinterpretq_s8_u16(weights), x = vreinterpretq_s8_u16(codes);
 #ifdef VEC_DOTPROD
     return vdotq_s32(acc, w, x);
 #else
@@ -318,14 +413,10 @@ V_INLINE int32x4_t q_dot(int32x4_t acc, uint16x8_t weights, int8x16_t x)
 #endif
 }
 
-/* acc + the dot of four weights of each row, 0 to 24, and the four signed codes at p. */
-V_INLINE ivec i_dot(ivec acc, line w, const uint8_t *p)
+/* acc + the dots of four weights, 0 to 24, and four signed codes. */
+V_INLINE ivec i_dot(ivec acc, line w, line codes)
 {
-    int32_t codes;
-    __builtin_memcpy(&codes, p, sizeof codes);
-    int8x16_t x = vreinterpretq_s8_s32(vdupq_n_s32(codes));
-    return (ivec){q_dot(acc.a, w.a, x), q_dot(acc.b, w.b, x), q_dot(acc.c, w.c, x),
-                  q_dot(acc.d, w.d, x)};
+    return (ivec)EACH3(q_dot, acc, w, codes);
 }
 
 V_INLINE uint16x8_t q_look_up_bytes(uint8x16_t nibble)
@@ -344,9 +435,62 @@ V_INLINE uint16x8_t q_e2m1_high(uint16x8_t x)
     return q_look_up_bytes(vshrq_n_u8(vreinterpretq_u8_u16(x), 4));
 }
 
-/* 12 + twice the e2m1 value of the low and the high nibbles. */
-V_INLINE void l_e2m1_bytes(line x, line *low, line *high)
+/* 12 + twice the e2m1 value of the low (b 0) or the high (1) nibbles. */
+V_INLINE line l_e2m1_bytes(line x, int b)
 {
-    *low = (line)EACH1(q_e2m1_low, x);
-    *high = (line)EACH1(q_e2m1_high, x);
+    return b == 0 ? (line)EACH1(q_e2m1_low, x) : (line)EACH1(q_e2m1_high, x);
 }
+
+#ifdef VEC_MATRIX
+
+/* Of two tokens' sums: for each row both, two rows in a register, rows 0 and 1 in t0.a, 2 and 3 in
+ * t1.a, 4 and 5 in t0.b; and back. */
+V_INLINE void i_pair(ivec *t0, ivec *t1)
+{
+    const ivec a = *t0, b = *t1;
+    *t0 = (ivec)EACH2(vzip1q_s32, a, b);
+    *t1 = (ivec)EACH2(vzip2q_s32, a, b);
+}
+
+V_INLINE void i_unpair(ivec *t0, ivec *t1)
+{
+    const ivec a = *t0, b = *t1;
+    *t0 = (ivec)EACH2(vuzp1q_s32, a, b);
+    *t1 = (ivec)EACH2(vuzp2q_s32, a, b);
+}
+
+/* The words of two neighbours: first and second of the one, then of the other. */
+V_INLINE int8x16_t q_zip_words(uint16x8_t first, uint16x8_t second)
+{
+    return vreinterpretq_s8_u32(
+        vzip1q_u32(vreinterpretq_u32_u16(first), vreinterpretq_u32_u16(second)));
+}
+
+V_INLINE int8x16_t q_zip_last_words(uint16x8_t first, uint16x8_t second)
+{
+    return vreinterpretq_s8_u32(
+        vzip2q_u32(vreinterpretq_u32_u16(first), vreinterpretq_u32_u16(second)));
+}
+
+V_INLINE void q_matrix(int32x4_t *rows01, int32x4_t *rows23, uint16x8_t codes, int8x16_t x)
+{
+    uint16x8_t low = q_e2m1_low(codes), high = q_e2m1_high(codes);
+    *rows01 = vmmlaq_s32(*rows01, q_zip_words(low, high), x);
+    *rows23 = vmmlaq_s32(*rows23, q_zip_last_words(low, high), x);
+}
+
+/* Paired sums + the dots of the eight weights of each row of a line of e2m1, taken as
+ * l_e2m1_bytes does, and two tokens' codes: a word of each at x, for the low nibbles, and `next`
+ * bytes on, for the high ones. */
+V_INLINE void i_matrix(ivec *t0, ivec *t1, line codes, const uint8_t *x, size_t next)
+{
+    uint16x8_t low = vreinterpretq_u16_u8(vcombine_u8(vld1_u8(x), vdup_n_u8(0)));
+    uint16x8_t high = vreinterpretq_u16_u8(vcombine_u8(vld1_u8(x + next), vdup_n_u8(0)));
+    int8x16_t tokens = q_zip_words(low, high);
+    q_matrix(&t0->a, &t1->a, codes.a, tokens);
+    q_matrix(&t0->b, &t1->b, codes.b, tokens);
+    q_matrix(&t0->c, &t1->c, codes.c, tokens);
+    q_matrix(&t0->d, &t1->d, codes.d, tokens);
+}
+
+#endif
