@@ -190,11 +190,15 @@ static uint8_t *make_bf12(const kernel_case *c)
     memcpy(stream, &head, sizeof head);
     memcpy(stream + sizeof head, count, chunks);
     memcpy(stream + head.escapes_at, escape, escapes * sizeof *escape);
-    for (size_t k = 0; k < c->k; k++)
+    for (size_t k = 0; k < (c->k + 7) / 8 * 8; k++)
         for (size_t half = 0; half < c->halves; half++)
             for (size_t r = 0; r < KERNEL_ROWS; r++) {
                 uint8_t *unit =
                     stream + head.lines_at + (k / 8 * 3 * c->halves + half) * KERNEL_LINE;
+                if (k >= c->k) { /* padding */
+                    put_code(unit, FORMAT_BF12, r, k % 8, (uint32_t)(k + r) % 15);
+                    continue;
+                }
                 uint32_t v = value[k][half][r] & 0x807Fu;
                 if (k % 4 > 1) v = v >> 8 | (v & 0xFF) << 8;
                 put_code(unit, FORMAT_BF12, r, k % 8, bf12_code(head.exponent, value[k][half][r]));
