@@ -102,7 +102,7 @@ static uint8_t scale_byte(const kernel_case *c, size_t half, size_t row, size_t 
 
 static const guarded *memory(size_t which)
 {
-    static guarded all[8];
+    static guarded all[6];
     static const size_t bytes[] = {1 << 19, 1 << 21, 1, 1, 1, 1};
     if (all[which].first == NULL) all[which] = guarded_new(bytes[which]);
     return &all[which];
@@ -190,11 +190,15 @@ static uint8_t *make_bf12(const kernel_case *c)
     memcpy(stream, &head, sizeof head);
     memcpy(stream + sizeof head, count, chunks);
     memcpy(stream + head.escapes_at, escape, escapes * sizeof *escape);
-    for (size_t k = 0; k < c->k; k++)
+    for (size_t k = 0; k < (c->k + 7) / 8 * 8; k++)
         for (size_t half = 0; half < c->halves; half++)
             for (size_t r = 0; r < KERNEL_ROWS; r++) {
                 uint8_t *unit =
                     stream + head.lines_at + (k / 8 * 3 * c->halves + half) * KERNEL_LINE;
+                if (k >= c->k) { /* padding */
+                    put_code(unit, FORMAT_BF12, r, k % 8, (uint32_t)(k + r) % 15);
+                    continue;
+                }
                 uint32_t v = value[k][half][r] & 0x807Fu;
                 if (k % 4 > 1) v = v >> 8 | (v & 0xFF) << 8;
                 put_code(unit, FORMAT_BF12, r, k % 8, bf12_code(head.exponent, value[k][half][r]));
@@ -322,4 +326,24 @@ void case_make(kernel_case *c)
         if (c->bias) c->panel.rows[half].bias = make_rows(c, 2 + half);
     }
     make_operands(c);
+}
+
+size_t case_panel_bytes(const kernel_case *c)
+{
+    size_t lines = kernel_panel_bytes(c->format, c->halves, c->k);
+    if (c->format != FORMAT_BF12) return lines;
+    return lines + ((const kernel_bf12_head *)(const void *)c->panel.stream)->lines_at;
+}
+
+const char *case_format_name(kernel_format f)
+{
+    static const char *const names[] = {"bf16",   "f16",   "f32",   "e4m3_ieee",
+                                        "e4m3fn", "mxfp8", "mxfp4", "bf12"};
+    return names[f];
+}
+
+const char *case_operand_name(kernel_operand o)
+{
+    static const char *const names[] = {"f32", "bf16", "int8"};
+    return names[o];
 }

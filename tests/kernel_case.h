@@ -57,6 +57,13 @@ void case_make(kernel_case *c);
 /* The rows as tiles of width tokens; scalar: those of scalar_row, width 1. */
 kernel_tiles case_tiles(const kernel_case *c, size_t width, bool scalar);
 
+/* Bytes of the panel's stream, a bf12 head among them. */
+size_t case_panel_bytes(const kernel_case *c);
+
+/* "bf16", ... */
+const char *case_format_name(kernel_format f);
+const char *case_operand_name(kernel_operand o);
+
 /* Draw number n of the seed. */
 uint64_t case_random(uint64_t seed, uint64_t n);
 

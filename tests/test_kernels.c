@@ -5,11 +5,7 @@
  *
  *     test_kernels                     the tests; MOE_SEED, MOE_QUICK, MOE_EXHAUSTIVE as in
  *                                      random_layer.h
- *     test_kernels --bench [FORMAT]    the time of every kernel (or of a format: bf16, f16, f32,
- *                                      e4m3_ieee, e4m3fn, mxfp8, mxfp4, bf12) on a panel of about
- *                                      128 KiB, which stays in the L2 cache, for 1, 4 and 8 tokens:
- *                                      clock ticks (of the time stamp counter, on Arm of CNTVCT) for
- *                                      each line of 64 bytes, and 10^9 multiply-adds a second
+ *     test_kernels --bench [FORMAT]    the time of every kernel (kernel_bench.h)
  *
  * Of two NaNs the payloads may differ. */
 #define _POSIX_C_SOURCE 200809L
@@ -17,18 +13,14 @@
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 #include "cpu.h"
 #include "expect.h"
 #include "fpenv.h"
+#include "kernel_bench.h"
 #include "kernel_case.h"
 #include "numeric.h"
-
-static const char *const FORMATS[FORMAT_COUNT] = {"bf16",   "f16",   "f32",   "e4m3_ieee",
-                                                  "e4m3fn", "mxfp8", "mxfp4", "bf12"};
-static const char *const OPERANDS[OPERAND_COUNT] = {"f32", "bf16", "int8"};
 
 /* ---- what is compared ------------------------------------------------------------------------ */
 
@@ -48,8 +40,8 @@ static void describe(const kernel_case *c, const char *what, const char *isa, si
     snprintf(current, sizeof current,
              "%s %s: %s weights, %s operands, data %d, k %zu, halves %zu, tokens %zu, width %zu, "
              "seed %llu, scale %d, bias %d, flush with the %s\n",
-             isa, what, FORMATS[c->format], OPERANDS[c->operand], c->data, c->k, c->halves,
-             c->tokens, width, (unsigned long long)c->seed, c->scale, c->bias,
+             isa, what, case_format_name(c->format), case_operand_name(c->operand), c->data, c->k,
+             c->halves, c->tokens, width, (unsigned long long)c->seed, c->scale, c->bias,
              c->at_end ? "end" : "start");
 }
 
@@ -430,78 +422,10 @@ static void test_reduce(void **state)
     }
 }
 
-/* ---- bench ----------------------------------------------------------------------------------- */
-
-static uint64_t ticks(void)
-{
-#if defined(__x86_64__)
-    return __builtin_ia32_rdtsc();
-#else
-    uint64_t t;
-    __asm__ volatile("isb; mrs %0, cntvct_el0" : "=r"(t));
-    return t;
-#endif
-}
-
-static double seconds(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
-/* The fastest of some turns, each of some 200 us. */
-static void bench_case(const kernel_table *table, kernel_format f, kernel_operand o, size_t tokens)
-{
-    static float out[KERNEL_TOKENS * 2 * KERNEL_ROWS] __attribute__((aligned(64)));
-    size_t k = 131072 / (2 * KERNEL_ROWS) * 8 / (f == FORMAT_BF12 ? 12 : kernel_bits(f));
-    kernel_case c = {.seed = 3,
-                     .format = f,
-                     .operand = o,
-                     .k = k / 32 * 32 > CASE_MAX_K ? CASE_MAX_K / 512 * 512 : k / 32 * 32,
-                     .halves = 2,
-                     .tokens = tokens};
-    if (!has(table, &c, true)) return;
-    case_make(&c);
-    size_t width = table->width[kernel_is_mx(f)];
-    kernel_tiles tiles =
-        case_tiles(&c, tokens < width ? tokens : width, table == &kernel_table_scalar);
-    kernel_down a = {c.panel, tiles, out, 2 * KERNEL_ROWS};
-    double lines = (double)kernel_panel_bytes(f, 2, c.k) / KERNEL_LINE, time = 1;
-    double macs = (double)(c.k * 2 * KERNEL_ROWS * tokens);
-    uint64_t best = UINT64_MAX;
-    fpenv saved = fpenv_enter();
-    for (int turn = 0; turn < 20; turn++) {
-        size_t repeats = table == &kernel_table_scalar ? 1 : 30;
-        double start = seconds();
-        uint64_t first = ticks();
-        for (size_t i = 0; i < repeats; i++) table->down[f][o](&a);
-        uint64_t taken = (ticks() - first) / repeats;
-        double took = (seconds() - start) / (double)repeats;
-        best = taken < best ? taken : best;
-        time = took < time ? took : time;
-    }
-    fpenv_leave(saved);
-    printf("%-11s %-9s %-4s  %3zu  %8.2f  %8.2f\n", table->isa, FORMATS[f], OPERANDS[o], tokens,
-           (double)best / lines, macs / time * 1e-9);
-}
-
-static int bench(const char *format)
-{
-    static const size_t tokens[] = {1, 4, 8};
-    printf("isa         weights   x     tokens  ticks/line  GMAC/s\n");
-    for (int f = 0; f < FORMAT_COUNT; f++)
-        for (size_t i = 0; cpu_level(i) != NULL && (!format || !strcmp(format, FORMATS[f])); i++)
-            for (int o = 0; o < OPERAND_COUNT; o++)
-                for (size_t n = 0; n < COUNT(tokens); n++)
-                    bench_case(cpu_level(i), (kernel_format)f, (kernel_operand)o, tokens[n]);
-    return 0;
-}
-
 int main(int argc, char **argv)
 {
     output_memory = guarded_new(KERNEL_TOKENS * 4 * KERNEL_ROWS * sizeof(float));
-    if (argc > 1 && strcmp(argv[1], "--bench") == 0) return bench(argv[2]);
+    if (argc > 1 && strcmp(argv[1], "--bench") == 0) return kernel_bench(argv[2]);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shapes),   cmocka_unit_test(test_widths),
         cmocka_unit_test(test_codes),    cmocka_unit_test(test_activations),

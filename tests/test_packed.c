@@ -60,6 +60,12 @@ static void destroy(moe_experts *experts)
     assert_int_equal(moe_experts_destroy(experts), MOE_OK);
 }
 
+/* Without loss where that can be. */
+static moe_packing packing_for(const layer_spec *s)
+{
+    return s->weights == MOE_BF16 && s->down == MOE_BF16 ? MOE_PACK_LOSSLESS : MOE_PACK_PLAIN;
+}
+
 /* Every level, each with another number of threads. */
 static void expect_all_levels(const layer *l, const void *expected, size_t bytes,
                               const moe_experts *experts, const char *what)
@@ -137,7 +143,7 @@ static void outlives_its_sources(layer_spec s)
     layer_make(&l, &s);
     void *expected = run_scalar(&l, &bytes);
     moe_context *context = start_context(moe_isa_level(s.seed / 2 % levels), 2);
-    moe_experts *experts = layer_pack(context, &l, MOE_PACK_PLAIN);
+    moe_experts *experts = layer_pack(context, &l, packing_for(&s));
     free(layer_run_packed(context, &l, experts, NULL));
     assert_int_equal(moe_context_destroy(context), MOE_OK);
     for (size_t i = 0; i < COUNT(sources); i++) {
@@ -279,11 +285,9 @@ static void many_callers(layer_spec s)
     pthread_t threads[CALLERS];
     layer l;
     size_t bytes;
-    bool coded = s.weights == MOE_BF16 && s.down == MOE_BF16;
     layer_make(&l, &s);
     void *expected = run_scalar(&l, &bytes);
-    moe_experts *experts =
-        layer_pack(any_context(s.seed), &l, coded ? MOE_PACK_LOSSLESS : MOE_PACK_PLAIN);
+    moe_experts *experts = layer_pack(any_context(s.seed), &l, packing_for(&s));
     for (size_t i = 0; i < CALLERS; i++) {
         moe_context *context = i == 0 ? NULL : any_context((s.seed >> 6) + i / 2 * 7);
         callers[i] = (caller){context, &l, experts, expected, bytes, 8, 0};

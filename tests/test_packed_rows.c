@@ -130,7 +130,14 @@ static void plain_rows(layer_spec s)
 
 static bool wild_codes;
 
-/* A NaN of e4m3fn only in wild weights, and rarely. */
+/* Where numbers that are not finite leave others alone: few rows of down, and the last expert. */
+static bool may_spoil(const source_spec *s, size_t matrix, size_t e, size_t row)
+{
+    if (!wild_codes) return false;
+    return matrix == SOURCE_DOWN ? row % 16 == 7 : s->E_L > 1 && e + 1 == (size_t)s->E_L;
+}
+
+/* A NaN of e4m3fn only there, and rarely. */
 static uint32_t mx_code(const source_spec *s, size_t matrix, size_t e, size_t row, size_t k)
 {
     uint64_t r = layer_random(s->seed + matrix, e << 32 | row, k);
@@ -138,7 +145,7 @@ static uint32_t mx_code(const source_spec *s, size_t matrix, size_t e, size_t ro
     moe_dtype dtype = matrix == SOURCE_DOWN ? s->down : s->gate_up;
     if (dtype == MOE_E2M1_X2) return code & 15;
     bool nan = (code & 127) == 127;
-    return nan && !(wild_codes && r >> 40 & 63) ? code ^ 8 : code;
+    return nan && !(may_spoil(s, matrix, e, row) && (r >> 40) % 8 == 0) ? code ^ 8 : code;
 }
 
 static uint8_t *byte_at(const moe_array *a, size_t e, size_t row, size_t column)
@@ -149,16 +156,18 @@ static uint8_t *byte_at(const moe_array *a, size_t e, size_t row, size_t column)
                                   (int64_t)column * a->column_stride);
 }
 
-/* Scale bytes around 1; in wild layers 0, 1, 254 and 255 too. */
-static void fill_scale(const source_spec *s, const moe_array *a, size_t rows, size_t blocks)
+/* Scale bytes around 1; in wild layers 0 and 1 too, or 254 and 255. */
+static void fill_scale(const source_spec *s, size_t matrix, const moe_array *a, size_t rows,
+                       size_t blocks)
 {
-    static const uint8_t special[] = {0, 1, 254, 255};
     for (size_t e = 0; e < (size_t)s->E_L; e++)
         for (size_t row = 0; row < rows; row++)
             for (size_t n = 0; n < blocks; n++) {
-                uint64_t r = layer_random(s->seed + 17, e << 32 | row, n);
-                bool odd = wild_codes && row % 8 == 3 && r % 4 == 0;
-                *byte_at(a, e, row, n) = odd ? special[r >> 8 & 3] : (uint8_t)(118 + (r >> 16) % 6);
+                uint64_t r = layer_random(s->seed + 17 + matrix, e << 32 | row, n);
+                uint8_t byte = (uint8_t)(118 + (r >> 16) % 6), odd = r >> 8 & 1;
+                if (wild_codes && row % 8 == 3 && r % 4 == 0) byte = odd;
+                if (may_spoil(s, matrix, e, row) && r % 16 == 0) byte = odd ? 254 : 255;
+                *byte_at(a, e, row, n) = byte;
             }
 }
 
@@ -198,9 +207,9 @@ static void mx_rows(const mx_kind *kind, unsigned v)
                         .code = mx_code};
     source_make(&rows, &spec);
     size_t h = (size_t)s.H, i = (size_t)s.I;
-    fill_scale(&spec, &rows.args.gate.scale, i, h / 32);
-    fill_scale(&spec, &rows.args.up.scale, i, h / 32);
-    fill_scale(&spec, &rows.args.down.scale, h, i / 32);
+    fill_scale(&spec, SOURCE_GATE, &rows.args.gate.scale, i, h / 32);
+    fill_scale(&spec, SOURCE_UP, &rows.args.up.scale, i, h / 32);
+    fill_scale(&spec, SOURCE_DOWN, &rows.args.down.scale, h, i / 32);
     add_rows(&l, &rows.args, false);
 
     moe_tensor shape;
