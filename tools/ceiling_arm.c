@@ -146,9 +146,8 @@ static const ceiling_dot_kind FMA = {"fmla", 4, {fma_q_8, fma_q_12, fma_q_16, fm
                                       16,
                                       {mull_q_8, mull_q_12, mull_q_16}},
                               SDOT = {"sdot", 16, {sdot_q_8, sdot_q_12, sdot_q_16, sdot_q_24}},
-                              SMMLA = {"smmla",
-                                       32,
-                                       {smmla_q_8, smmla_q_12, smmla_q_16, smmla_q_24}};
+                              SMMLA = {
+                                  "smmla", 32, {smmla_q_8, smmla_q_12, smmla_q_16, smmla_q_24}};
 
 const ceiling_dot_kind *ceiling_dot_of(const char *isa, ceiling_operand operand)
 {
