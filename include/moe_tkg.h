@@ -386,8 +386,9 @@ MOE_API const char *moe_isa_level(size_t i);
 /* ---- packed experts -------------------------------------------------------------------------- */
 
 /* An array that every expert has one of: [rows, columns], or [rows] (columns 1).  All strides are
- * in bytes and may be anything that stays inside the caller's memory: fused, interleaved and
- * transposed tensors are strides. */
+ * in bytes, multiples of the element and not negative, and may be anything that stays inside the
+ * caller's memory: fused, interleaved and transposed tensors are strides.  0 repeats an expert, or
+ * the one value of an array [rows]; between rows or columns of a matrix it is refused. */
 typedef struct moe_array {
     moe_dtype dtype;            /* MOE_DTYPE_NONE: not given */
     const void *data;           /* of expert 0; expert e is expert_stride * e bytes further, ... */
@@ -420,7 +421,8 @@ typedef struct moe_experts_args {
     size_t struct_size; /* sizeof(moe_experts_args) */
 
     /* As checkpoints have them.  gate and up [I, H], down [H, I]; gate and up have one dtype, and
-     * scales and biases both or neither; all three are MX or none is. */
+     * scales and biases both or neither; all three are MX or none is.  MX: H and I are multiples of
+     * 32. */
     int64_t E_L, H, I; /* with the operator's tensors 0: these say it */
     moe_matrix gate, up, down;
 
@@ -471,7 +473,8 @@ MOE_API moe_status moe_experts_bytes(moe_context *context, const moe_experts_arg
  * needs no context to live on (an own allocator must).
  *
  * With experts from the operator's tensors a call gives the bits of the call with these tensors.
- * With row-major MX weights a block is 32 consecutive k; MOE_ACT_DEFAULT is then MOE_ACT_EXACT. */
+ * With row-major MX weights a block is 32 consecutive k, MOE_ACT_DEFAULT is MOE_ACT_EXACT, and
+ * hidden_input is in HBM. */
 MOE_API moe_status moe_experts_create(moe_context *context, const moe_experts_args *args,
                                       moe_experts **experts);
 
@@ -481,12 +484,13 @@ MOE_API moe_status moe_experts_destroy(moe_experts *experts);
 
 /* What is packed. */
 typedef struct moe_experts_info {
-    size_t struct_size;         /* in: sizeof(moe_experts_info) */
+    size_t struct_size; /* in: sizeof(moe_experts_info) */
     int64_t E_L, H, I;
-    moe_dtype gate_up, down;    /* of the weights' elements, as they were given */
+    moe_dtype gate_up, down; /* of the weights' elements, as they were given */
     moe_packing packing;
-    size_t bytes;               /* in all */
-    size_t expert_bytes;        /* read for one expert of a call: weights, scales, biases; of lossless packing the mean */
+    size_t bytes; /* in all */
+    /* that a call reads for one expert: weights, scales, biases; the mean of all experts */
+    size_t expert_bytes;
 } moe_experts_info;
 
 MOE_API moe_status moe_experts_describe(const moe_experts *experts, moe_experts_info *info);

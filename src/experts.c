@@ -172,23 +172,24 @@ static void pack_share(void *arg, size_t i)
 
 /* ---- create ---------------------------------------------------------------------------------- */
 
-/* Fills all of *p that the arguments say. */
+/* Fills all of *p that the arguments say.  Sizes are judged before the first pointer is followed:
+ * there may be as many of these as experts. */
 static moe_status prepare(const moe_experts_args *args, bool reads, packing *p)
 {
     memset(p, 0, sizeof *p);
     p->args = args;
     moe_status s = validate_experts(args, &p->source);
-    if (s == MOE_OK && (reads || args->packing == MOE_PACK_LOSSLESS))
-        s = validate_experts_data(args, &p->source);
     if (s != MOE_OK) return s;
     size_t all;
-    bool fits = pack_layout_of(&p->source, &p->layout) &&
-                checked_mul(p->layout.bytes, p->source.E_L, &all) && all <= PTRDIFF_MAX / 2;
-    p->panels = fits ? p->layout.gate_up_panels + p->layout.down_panels : 0;
-    if (fits) return MOE_OK;
-    return error_set(MOE_E_OVERFLOW,
-                     "E_L = %zu, H = %zu, I = %zu: the packed experts' bytes do not fit in size_t",
-                     p->source.E_L, p->source.axis.H, p->source.axis.I);
+    if (!pack_layout_of(&p->source, &p->layout) ||
+        !checked_mul(p->layout.bytes, p->source.E_L, &all) || all > PTRDIFF_MAX / 2)
+        return error_set(
+            MOE_E_OVERFLOW,
+            "E_L = %zu, H = %zu, I = %zu: the packed experts' bytes do not fit in size_t",
+            p->source.E_L, p->source.axis.H, p->source.axis.I);
+    p->panels = p->layout.gate_up_panels + p->layout.down_panels;
+    reads |= args->packing == MOE_PACK_LOSSLESS;
+    return reads ? validate_experts_data(args, &p->source) : MOE_OK;
 }
 
 /* Bytes of working memory: the codings.  Smaller than the panels, whose bytes fit. */

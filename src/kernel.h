@@ -26,8 +26,9 @@
  *   plain panel      lines j = 0, 1, ...: half 0 line j, half 1 line j
  *   MX panel         groups of 2 (one half: 4) blocks: a line of scale bytes (block, half, row;
  *                    127 for blocks past the last), then the blocks' lines, halves alternating
- *   bf12 panel       a head (kernel_bf12_head, whole lines), then lines as a plain panel, padded
- *                    to 8 k
+ *   bf12 panel       a head (kernel_bf12_head, whole lines), then lines as a plain panel (of 8 k:
+ *                    codes, codes of half 1, k 0..3, those of half 1, k 4..7, those of half 1),
+ *                    padded to 8 k with any codes that are no escape
  *
  * k and the blocks are those of docs/numerics.md section 3, in its order.
  *

@@ -47,6 +47,8 @@ typedef struct span {
     const uint8_t *lines;  /* of half 0, term first; MX: the group's scale bytes */
     size_t stride, second; /* bytes from line to line of a half; from half 0 to half 1, 0 if none */
     size_t block;          /* MX: bytes from block to block of a group */
+    const uint8_t *ahead;  /* what is prefetched while the first line is used, and how far on when */
+    size_t gap;            /* the next line is */
     size_t first, end;
     const kernel_bf12_escape *escapes; /* bf12: of the span's first chunk */
 } span;
@@ -205,6 +207,19 @@ INLINE void dot_unit(const uint8_t *at, const span *s, size_t pairs, const uint8
     }
 }
 
+/* What is prefetched while the line at `at` is used: in the order of addresses, whatever that of
+ * use is. */
+INLINE const uint8_t *ahead_of(const span *s, const uint8_t *at)
+{
+    return s->ahead + (size_t)(at - s->lines) / KERNEL_LINE * s->gap;
+}
+
+INLINE const uint8_t *prefetch_lines(const uint8_t *ahead, size_t gap, size_t lines)
+{
+    UNROLL for (size_t i = 0; i < lines; i++, ahead += gap) l_prefetch(ahead);
+    return ahead;
+}
+
 /* All pairs of `terms` terms of each block; at: the first block's lines. */
 INLINE void dot_terms(const uint8_t *at, const span *s, size_t terms, const uint8_t *x, shape n,
                       kernel_format f, kernel_operand o, const l_table *table, accs acc)
@@ -212,10 +227,9 @@ INLINE void dot_terms(const uint8_t *at, const span *s, size_t terms, const uint
     const size_t lines = unit_lines(f), per = unit_pairs(f);
     const size_t x_block = terms / 2 * pair_bytes(n.width, o);
     size_t pairs = terms / 2;
-    const uint8_t *ahead = at + VEC_AHEAD; /* in the order of addresses, whatever that of use is */
+    const uint8_t *ahead = ahead_of(s, at);
     for (; pairs >= per; pairs -= per) {
-        UNROLL for (size_t i = 0; i < 2 * lines * n.blocks; i++) l_prefetch(ahead + i * KERNEL_LINE);
-        ahead += 2 * lines * n.blocks * KERNEL_LINE;
+        ahead = prefetch_lines(ahead, s->gap, 2 * lines * n.blocks);
         dot_unit(at, s, per, x, x_block, n, f, o, table, acc);
         at += lines * s->stride;
         x += per * pair_bytes(n.width, o);
@@ -261,7 +275,9 @@ INLINE void dot_bf12(const span *s, size_t m, const uint8_t *x, shape n, kernel_
             const span ready = {.panel = s->panel,
                                 .lines = wide,
                                 .stride = 2 * KERNEL_LINE,
-                                .second = KERNEL_LINE};
+                                .second = KERNEL_LINE,
+                                .ahead = ahead_of(s, at),
+                                .gap = s->gap};
             bf12_patch(at, s, terms, escapes, *counts, &table, wide);
             dot_terms(wide + m * KERNEL_LINE, &ready, terms, x, n, FORMAT_BF16, o, NULL, acc);
             escapes += *counts;
@@ -375,7 +391,7 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
 {
     const size_t word = n.width * sizeof(uint32_t), x_block = KERNEL_BLOCK / 4 * word;
     ivec acc[2][2][KERNEL_WIDTH];
-    const uint8_t *ahead = at + VEC_AHEAD;
+    const uint8_t *ahead = ahead_of(s, at);
     at += m * s->second;
     UNROLL for (size_t b = 0; b < n.blocks; b++)
         UNROLL for (size_t t = 0; t < n.width; t++)
@@ -388,9 +404,7 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
         UNROLL for (size_t b = 0; b < n.blocks; b++) {
             const uint8_t *lines = at + b * s->block;
             line codes[2], w[2]; /* [half] */
-            l_prefetch(ahead);
-            l_prefetch(ahead + KERNEL_LINE);
-            ahead += 2 * KERNEL_LINE;
+            ahead = prefetch_lines(ahead, s->gap, 2);
             UNROLL for (size_t i = 0; i < n.halves; i++) codes[i] = l_load(lines + i * s->second);
 #ifdef VEC_MATRIX
             if (n.width % 2 == 0) {
@@ -438,7 +452,7 @@ INLINE void mx_tile(const span *s, size_t m, const uint8_t *tile, size_t width, 
         const size_t end = s->end / KERNEL_BLOCK - g;
         scales c = {at + m * KERNEL_ROWS, KERNEL_ROWS * (in_panel - 1), KERNEL_ROWS * in_panel,
                     l_has_special(l_load(at))};
-        l_prefetch(at + VEC_AHEAD);
+        l_prefetch(ahead_of(s, at));
         at += KERNEL_LINE;
         for (size_t b = 0; b < group && b < end;) {
             const int both = many.blocks == 2 && b + 2 <= end;
@@ -575,30 +589,42 @@ static size_t bf12_count(const kernel_panel *p, size_t first, size_t end)
     return n;
 }
 
+/* One tile alone prefetches VEC_AHEAD bytes ahead.  Of several tiles each prefetches its part of
+ * the next span, so that memory works while they all compute. */
+INLINE void span_ahead(span *s, size_t tile, size_t tiles, size_t bytes)
+{
+    s->gap = KERNEL_LINE / tiles;
+    s->ahead = s->lines + (tiles == 1 ? VEC_AHEAD : bytes + bytes / tiles * tile);
+}
+
 INLINE void panel_run(const kernel_panel *p, const kernel_tiles *tiles, kernel_format f,
                       tile_fn *run, panel_sums sum)
 {
-    const size_t stride = p->halves * KERNEL_LINE, block = p->halves * kernel_block_bytes(f);
+    const size_t stride = p->halves * KERNEL_LINE;
+    const size_t bytes = kernel_is_mx(f)
+                             ? kernel_panel_bytes(f, p->halves, KERNEL_PLAIN)
+                             : KERNEL_PLAIN / (2 * unit_pairs(f)) * unit_lines(f) * stride;
+    const size_t n = (tiles->tokens + tiles->width - 1) / tiles->width;
     span s = {.panel = p,
               .lines = p->stream,
               .stride = stride,
               .second = stride - KERNEL_LINE,
-              .block = block};
+              .block = p->halves * kernel_block_bytes(f)};
     if (f == FORMAT_BF12) {
         s.lines += ((const kernel_bf12_head *)(const void *)p->stream)->lines_at;
         s.escapes = bf12_escapes(p);
     }
     for (size_t m = 0; m < 2; m++) memset(sum[m], 0, tiles->tokens * sizeof sum[m][0]);
     for (; s.first < p->k; s.first = s.end) {
-        const uint8_t *tile = tiles->x;
         s.end = p->k - s.first < KERNEL_PLAIN ? p->k : s.first + KERNEL_PLAIN;
-        for (size_t t = 0; t < tiles->tokens; t += tiles->width, tile += tiles->tile_bytes) {
-            size_t width = tiles->tokens - t < tiles->width ? tiles->tokens - t : tiles->width;
-            run(&s, tile, width, &sum[0][t]);
+        for (size_t i = 0; i < n; i++) {
+            size_t t = i * tiles->width, left = tiles->tokens - t;
+            span_ahead(&s, i, n, bytes);
+            run(&s, tiles->x + i * tiles->tile_bytes, left < tiles->width ? left : tiles->width,
+                &sum[0][t]);
         }
         if (f == FORMAT_BF12) s.escapes += bf12_count(p, s.first, s.end);
-        s.lines += kernel_is_mx(f) ? kernel_panel_bytes(f, p->halves, KERNEL_PLAIN)
-                                   : KERNEL_PLAIN / (2 * unit_pairs(f)) * unit_lines(f) * stride;
+        s.lines += bytes;
     }
 }
 

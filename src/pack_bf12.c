@@ -5,6 +5,7 @@
  * first counts exponents, the second codes.  The lines of a unit of 8 k are, like all lines,
  * alternating by half: codes, codes, k 0..3, k 0..3, k 4..7, k 4..7. */
 #include "pack_bf12.h"
+#include "shuffle.h"
 
 enum {
     CODES = 15, /* and the escape */
@@ -163,49 +164,64 @@ void pack_bf12_choose(const pack_bf12_run *run, pack_bf12_coding *c)
 
 /* ---- coding ---------------------------------------------------------------------------------- */
 
-/* Codes of up to UNIT_RAW raw lines, stride words apart; k past them has code 0.  Whether there is
- * an escape. */
-static bool code_line(const uint32_t *raw, size_t stride, size_t lines, const uint8_t *code,
-                      uint32_t *line)
+/* exponent[i] in every byte. */
+typedef struct code_table {
+    u8x16 exponent[CODES];
+} code_table;
+
+/* The codes of 16 exponents; CODES where there is none. */
+static inline u8x16 codes(u8x16 exponent, const code_table *t)
 {
-    uint32_t escape = 0;
-    for (size_t r = 0; r < WORDS; r++) {
-        uint32_t w = 0;
-        for (size_t j = 0; j < lines; j++) {
-            uint32_t x = raw[j * stride + r];
-            w |= ((uint32_t)code[x >> 7 & 255] | (uint32_t)code[x >> 23 & 255] << 16) << 4 * j;
-        }
-        escape |= w & w >> 1 & w >> 2 & w >> 3 & 0x11111111u;
-        line[r] = w;
-    }
-    return escape != 0;
+    u8x16 found = {0};
+    for (uint8_t i = 0; i < CODES; i++)
+        found |= (u8x16)(exponent == t->exponent[i]) & (uint8_t)(i ^ CODES);
+    return found ^ (uint8_t)CODES;
 }
 
-/* Sign and mantissa of two raw lines, the second (or none) with its bytes exchanged. */
-static void sign_line(const uint32_t *first, const uint32_t *second, uint32_t *line)
+/* The exponents of two raw lines' terms, in the low bytes and in the high ones. */
+static inline u8x16 exponents(u16x8 low, u16x8 high)
 {
-    for (size_t r = 0; r < WORDS; r++) {
-        uint32_t a = first[r] & 0x807F807Fu, b = second[r] & 0x807F807Fu;
-        line[r] = a | (b & 0x007F007Fu) << 8 | (b >> 8 & 0x00800080u);
-    }
+    return (u8x16)((low >> 7 & 0x00FFu) | (high << 1 & 0xFF00u));
 }
 
-/* One half's lines of a unit; dst: the first, the others stride bytes apart. */
-static bool code_unit(const uint32_t *raw, size_t stride, size_t lines, const uint8_t *code,
-                      uint8_t *dst, size_t dst_stride)
+/* Sign and mantissa of two raw lines' terms, the second's bytes exchanged. */
+static inline u16x8 signs(u16x8 first, u16x8 second)
 {
-    static const uint32_t none[WORDS] = {0};
-    uint32_t line[UNIT_LINES][WORDS];
-    const uint32_t *at[UNIT_RAW];
-    bool escape;
-    for (size_t j = 0; j < UNIT_RAW; j++) at[j] = j < lines ? raw + j * stride : none;
-    if (lines == UNIT_RAW) /* the constant makes it a fast copy */
-        escape = code_line(raw, stride, UNIT_RAW, code, line[0]);
-    else
-        escape = code_line(raw, stride, lines, code, line[0]);
-    sign_line(at[0], at[1], line[1]);
-    sign_line(at[2], at[3], line[2]);
-    for (size_t i = 0; i < UNIT_LINES; i++) memcpy(dst + i * dst_stride, line[i], KERNEL_LINE);
+    u16x8 b = second & 0x807Fu;
+    return (first & 0x807Fu) | b << 8 | b >> 8;
+}
+
+/* The three lines of a unit of one half; raw and dst: its first lines, the others strides apart.
+ * Whether there is an escape. */
+static bool code_unit(const uint8_t *raw, const code_table *t, uint8_t *dst, size_t stride)
+{
+    u8x16 escape = {0};
+    for (size_t i = 0; i < KERNEL_LINE; i += sizeof(u8x16)) {
+        u16x8 k01 = (u16x8)shuffle_load(raw + i), k23 = (u16x8)shuffle_load(raw + stride + i),
+              k45 = (u16x8)shuffle_load(raw + 2 * stride + i),
+              k67 = (u16x8)shuffle_load(raw + 3 * stride + i);
+        u8x16 even = codes(exponents(k01, k45), t), odd = codes(exponents(k23, k67), t);
+        escape |= (u8x16)(even == CODES) | (u8x16)(odd == CODES);
+        shuffle_store(dst + i, (u8x16)((u16x8)even | (u16x8)odd << 4));
+        shuffle_store(dst + stride + i, (u8x16)signs(k01, k23));
+        shuffle_store(dst + 2 * stride + i, (u8x16)signs(k45, k67));
+    }
+    u64x2 any = (u64x2)escape;
+    return (any[0] | any[1]) != 0;
+}
+
+/* Terms of a last unit that are past k have the first code, and no sign or mantissa. */
+static bool code_last(const uint8_t *raw, size_t lines, const code_table *t, uint8_t *dst,
+                      size_t stride)
+{
+    uint16_t unit[UNIT_RAW][KERNEL_LINE / 2];
+    uint8_t out[UNIT_LINES][KERNEL_LINE];
+    for (size_t j = 0; j < UNIT_RAW; j++)
+        for (size_t i = 0; i < KERNEL_LINE / 2; i++)
+            unit[j][i] = (uint16_t)(t->exponent[0][0] << 7);
+    for (size_t j = 0; j < lines; j++) memcpy(unit[j], raw + j * stride, KERNEL_LINE);
+    bool escape = code_unit((const uint8_t *)unit, t, out[0], KERNEL_LINE);
+    for (size_t j = 0; j < UNIT_LINES; j++) memcpy(dst + j * stride, out[j], KERNEL_LINE);
     return escape;
 }
 
@@ -230,6 +246,7 @@ static size_t list_escapes(const chunk *c, size_t halves, size_t lines, const ui
 typedef struct writer {
     uint8_t *panel, *lines;
     uint8_t code[EXPONENTS];
+    code_table table;
     size_t escapes, most; /* written, chosen */
 } writer;
 
@@ -242,6 +259,7 @@ static void begin(writer *w, const pack_bf12_coding *c, size_t k, uint8_t *panel
     memcpy(panel, &head, sizeof head);
     *w = (writer){.panel = panel, .lines = panel + head.lines_at, .most = c->escapes};
     codes_of(c, w->code);
+    for (size_t i = 0; i < CODES; i++) w->table.exponent[i] = (u8x16){0} + c->exponent[i];
 }
 
 static void code_chunk(writer *w, const reader *r, const chunk *c, size_t halves)
@@ -249,10 +267,13 @@ static void code_chunk(writer *w, const reader *r, const chunk *c, size_t halves
     bool escape = false;
     size_t stride = halves * KERNEL_LINE;
     for (size_t j = 0; j < r->lines; j += UNIT_RAW, w->lines += UNIT_LINES * stride)
-        for (size_t half = 0; half < halves; half++)
-            escape |= code_unit(c->line[j * halves + half], halves * WORDS,
-                                r->lines - j < UNIT_RAW ? r->lines - j : UNIT_RAW, w->code,
-                                w->lines + half * KERNEL_LINE, stride);
+        for (size_t half = 0; half < halves; half++) {
+            const uint8_t *raw = (const uint8_t *)c->line[j * halves + half];
+            uint8_t *dst = w->lines + half * KERNEL_LINE;
+            escape |= r->lines - j >= UNIT_RAW
+                          ? code_unit(raw, &w->table, dst, stride)
+                          : code_last(raw, r->lines - j, &w->table, dst, stride);
+        }
     if (!escape) return;
     size_t room = w->most - w->escapes < MOST_ESCAPES ? w->most - w->escapes : MOST_ESCAPES;
     size_t n = list_escapes(c, halves, r->lines, w->code, room,

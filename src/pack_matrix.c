@@ -9,6 +9,7 @@
 
 /* ---- element by element ---------------------------------------------------------------------- */
 
+/* Not of 4 bits, whose terms are neighbours and whose rows and terms are whole blocks. */
 static uint32_t element(const pack_matrix *m, size_t row, size_t k)
 {
     if (row >= m->rows || k >= m->k) return 0;
@@ -16,7 +17,6 @@ static uint32_t element(const pack_matrix *m, size_t row, size_t k)
     uint32_t word;
     uint16_t half;
     switch (kernel_bits(m->format)) {
-    case 4: return (uint32_t)at[k / 2 * m->column_stride] >> 4 * (k % 2) & 15u;
     case 8: return at[k * m->column_stride];
     case 16: memcpy(&half, at + k * m->column_stride, sizeof half); return half;
     default: memcpy(&word, at + k * m->column_stride, sizeof word); return word;

@@ -54,7 +54,7 @@ static bool extent_fits(const moe_array *a, const array_shape *s, size_t element
         size_t steps;
         int64_t stride;
     } ways[] = {
-        {a->experts == NULL ? s->experts - 1 : 0, a->expert_stride},
+        {a->data != NULL ? s->experts - 1 : 0, a->expert_stride},
         {s->rows - 1, a->row_stride},
         {s->columns == 0 ? 0 : s->columns - 1, a->column_stride},
     };
@@ -73,7 +73,7 @@ static moe_status check_array(const char *name, const moe_array *a, const array_
     size_t row = shape->columns != 0 && shape->rows > 1 ? element : 0;
     size_t column = shape->columns > 1 ? element : 0;
     moe_status s = MOE_OK;
-    if (a->experts == NULL) s = check_stride(name, "expert_stride", a->expert_stride, element, 0);
+    if (a->data != NULL) s = check_stride(name, "expert_stride", a->expert_stride, element, 0);
     if (s == MOE_OK) s = check_stride(name, "row_stride", a->row_stride, element, row);
     if (s == MOE_OK && shape->columns != 0)
         s = check_stride(name, "column_stride", a->column_stride, element, column);

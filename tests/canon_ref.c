@@ -37,24 +37,49 @@ void canon_leave(unsigned long saved)
 
 /* ---- section 2: elements of tensors ---------------------------------------------------------- */
 
-static uint32_t word(const moe_tensor *t, size_t n)
+static uint32_t word_at(const void *at, moe_dtype dtype)
 {
-    const unsigned char *at = (const unsigned char *)t->data + n * moe_dtype_size(t->dtype);
     uint32_t w = 0;
-    memcpy(&w, at, moe_dtype_size(t->dtype));
+    memcpy(&w, at, moe_dtype_size(dtype));
     return w;
 }
 
-static float number(const moe_tensor *t, size_t n)
+static uint32_t word(const moe_tensor *t, size_t n)
 {
-    uint32_t w = word(t, n);
-    switch (t->dtype) {
+    return word_at((const unsigned char *)t->data + n * moe_dtype_size(t->dtype), t->dtype);
+}
+
+static float decoded(uint32_t w, moe_dtype dtype)
+{
+    switch (dtype) {
     case MOE_BF16: return num_from_bf16((uint16_t)w);
     case MOE_F16: return num_from_f16((uint16_t)w);
     case MOE_E4M3_IEEE: return num_from_e4m3_ieee((uint8_t)w);
     case MOE_E4M3FN: return num_from_e4m3fn((uint8_t)w);
     default: return num_float(w);
     }
+}
+
+static float number(const moe_tensor *t, size_t n)
+{
+    return decoded(word(t, n), t->dtype);
+}
+
+/* Of an array: the element of expert e at (row, column). */
+static uint32_t array_word(const moe_array *a, size_t e, size_t row, size_t column)
+{
+    const unsigned char *at = a->data;
+    if (at == NULL)
+        at = a->experts[e];
+    else
+        at += (int64_t)e * a->expert_stride;
+    return word_at(at + (int64_t)row * a->row_stride + (int64_t)column * a->column_stride,
+                   a->dtype);
+}
+
+static float array_number(const moe_array *a, size_t e, size_t row)
+{
+    return decoded(array_word(a, e, row, 0), a->dtype);
 }
 
 static int64_t integer(const moe_tensor *t, size_t n)
@@ -79,10 +104,12 @@ typedef enum matrix { GATE, UP, DOWN } matrix;
 
 typedef struct call {
     const moe_tkg_args *a;
+    const moe_experts_args *rows; /* the weights as row-major matrices, or NULL */
     bool mx, prequantised;
+    bool strided; /* the operator's MX tensors */
     moe_act_mode mode;
-    size_t T, H, I, E_L, I_p, nI, nH; /* I_p, nI, nH: MX only */
-    size_t lanes;                     /* of the intermediate: I; with MX weights nI * I_p * 4 */
+    size_t T, H, I, E_L, I_p, nI, nH; /* I_p, nI, nH: strided only */
+    size_t lanes;                     /* of the intermediate: I; strided nI * I_p * 4 */
 } call;
 
 /* What one token brings to a product: values, or integers with a scale for each block (INT8). */
@@ -92,20 +119,36 @@ typedef struct operands {
     float *scale;
 } operands;
 
+static size_t tokens_of(const moe_tensor *x)
+{
+    if (x->layout != MOE_LAYOUT_HBM) return (size_t)x->shape[x->dtype == MOE_MXFP8_X4 ? 2 : 1];
+    return (size_t)(x->rank == 3 ? x->shape[0] * x->shape[1] : x->shape[0]);
+}
+
+static call describe_rows(const moe_tkg_args *a, const moe_experts_args *rows)
+{
+    call c = {.a = a, .rows = rows, .mode = a->act_mode, .E_L = (size_t)rows->E_L};
+    c.mx = rows->gate.scale.dtype == MOE_E8M0;
+    if (c.mode == MOE_ACT_DEFAULT) c.mode = MOE_ACT_EXACT;
+    c.H = (size_t)rows->H;
+    c.I = c.lanes = (size_t)rows->I;
+    c.T = tokens_of(a->hidden_input);
+    return c;
+}
+
 static call describe(const moe_tkg_args *a)
 {
     const moe_tensor *x = a->hidden_input, *up = a->expert_gate_up_weights;
     const moe_tensor *down = a->expert_down_weights;
     call c = {.a = a, .mode = a->act_mode, .E_L = (size_t)up->shape[0]};
-    c.mx = up->dtype == MOE_MXFP4_X4 || up->dtype == MOE_MXFP8_X4;
+    c.mx = c.strided = up->dtype == MOE_MXFP4_X4 || up->dtype == MOE_MXFP8_X4;
     c.prequantised = x->dtype == MOE_MXFP8_X4;
     if (c.mode == MOE_ACT_DEFAULT) c.mode = c.mx ? MOE_ACT_MXFP8 : MOE_ACT_EXACT;
     c.H = (size_t)down->shape[down->rank - 1];
     c.I = (size_t)up->shape[up->rank - 1];
-    c.T = (size_t)x->shape[x->layout == MOE_LAYOUT_HBM ? 0 : c.prequantised ? 2 : 1];
-    if (x->layout == MOE_LAYOUT_HBM && x->rank == 3) c.T *= (size_t)x->shape[1];
+    c.T = tokens_of(x);
     c.lanes = c.I;
-    if (c.mx) {
+    if (c.strided) {
         c.nH = c.H / 512;
         c.I_p = (size_t)down->shape[1];
         c.nI = (size_t)down->shape[2];
@@ -116,8 +159,7 @@ static call describe(const moe_tkg_args *a)
 
 /* ---- section 3: the k axis ------------------------------------------------------------------- */
 
-/* k is h for gate and up, i for down; with MX weights for down the lane (tile * I_p + p) * 4 +
- * q. */
+/* k is h for gate and up, i for down; strided for down the lane (tile * I_p + p) * 4 + q. */
 typedef struct block {
     size_t n, k[512];
 } block;
@@ -132,24 +174,25 @@ static place place_of(const call *c, matrix m, size_t k)
     return (place){k % (c->H / 4) / 128, k % 128, k / (c->H / 4)};
 }
 
-static size_t block_rows(const call *c, matrix m) /* blocks of a tile, MX */
+static size_t block_rows(const call *c, matrix m) /* blocks of a tile, strided */
 {
     return m == DOWN ? c->I_p / 8 : 16;
 }
 
 static size_t block_count(const call *c, matrix m)
 {
-    if (c->mx) return block_rows(c, m) * (m == DOWN ? c->nI : c->nH);
-    return ((m == DOWN ? c->I : c->H) + 511) / 512;
+    if (c->strided) return block_rows(c, m) * (m == DOWN ? c->nI : c->nH);
+    size_t n = c->mx ? 32 : 512;
+    return ((m == DOWN ? c->I : c->H) + n - 1) / n;
 }
 
 static block block_at(const call *c, matrix m, size_t index)
 {
     block b = {.n = 32};
-    if (!c->mx) {
-        size_t left = (m == DOWN ? c->I : c->H) - index * 512;
-        b.n = left < 512 ? left : 512;
-        for (size_t j = 0; j < b.n; j++) b.k[j] = index * 512 + j;
+    if (!c->strided) {
+        size_t n = c->mx ? 32 : 512, left = (m == DOWN ? c->I : c->H) - index * n;
+        b.n = left < n ? left : n;
+        for (size_t j = 0; j < b.n; j++) b.k[j] = index * n + j;
         return b;
     }
     size_t tile = index / block_rows(c, m), p = index % block_rows(c, m) * 8;
@@ -166,9 +209,25 @@ static size_t tile_width(const call *c, size_t tile)
     return rest >= 512 ? 128 : (rest + 7) / 8 * 8 / 4;
 }
 
-/* The weight of term k for output column; MX: its code in *code, else 0. */
+static const moe_matrix *rows_of(const call *c, matrix m)
+{
+    return m == GATE ? &c->rows->gate : m == UP ? &c->rows->up : &c->rows->down;
+}
+
+/* Row-major: y[row] = sum over k of x[k] w[row][k]; of e2m1_x2 the even k in the low 4 bits. */
+static float row_weight(const call *c, matrix m, size_t e, size_t k, size_t row, unsigned *code)
+{
+    const moe_array *w = &rows_of(c, m)->weights;
+    *code = 0;
+    if (w->dtype != MOE_E2M1_X2) return decoded(array_word(w, e, row, k), w->dtype);
+    *code = array_word(w, e, row, k / 2) >> 4 * (k % 2) & 15;
+    return num_from_e2m1(*code);
+}
+
+/* The weight of term k for output column; MXFP4, and MX of the operator: its code in *code. */
 static float weight(const call *c, matrix m, size_t e, size_t k, size_t column, unsigned *code)
 {
+    if (c->rows) return row_weight(c, m, e, k, column, code);
     const moe_tensor *w = m == DOWN ? c->a->expert_down_weights : c->a->expert_gate_up_weights;
     *code = 0;
     if (!c->mx)
@@ -186,6 +245,7 @@ static float weight(const call *c, matrix m, size_t e, size_t k, size_t column, 
 /* The scale byte of block index for output column. */
 static uint8_t scale_byte(const call *c, matrix m, size_t e, size_t index, size_t column)
 {
+    if (c->rows) return (uint8_t)array_word(&rows_of(c, m)->scale, e, column, index);
     size_t rows = block_rows(c, m), b = index % rows, tile = index / rows;
     if (m == DOWN)
         return (uint8_t)word(c->a->expert_down_weights_scale,
@@ -198,7 +258,7 @@ static uint8_t scale_byte(const call *c, matrix m, size_t e, size_t index, size_
 static size_t down_blocks(const call *c, size_t e)
 {
     size_t n = block_count(c, DOWN), rows = block_rows(c, DOWN);
-    if (!c->mx) return n;
+    if (!c->strided) return n;
     for (; (n - 1) % rows * 8 >= tile_width(c, c->nI - 1); n--) {
         block b = block_at(c, DOWN, n - 1);
         unsigned code;
@@ -272,7 +332,7 @@ static float hidden(const call *c, size_t t, size_t h)
         return dequantised((uint8_t)(x4 >> 8 * at.q), (uint8_t)s);
     }
     if (x->layout == MOE_LAYOUT_HBM) return number(x, t * c->H + h);
-    size_t J = c->H / 128, p = c->mx ? h % 128 : h / J, j = c->mx ? h / 128 : h % J;
+    size_t J = c->H / 128, p = c->strided ? h % 128 : h / J, j = c->strided ? h / 128 : h % J;
     return number(x, (p * c->T + t) * J + j);
 }
 
@@ -349,13 +409,33 @@ static float activation(const moe_tkg_args *a, float g)
     }
 }
 
+/* The f32 row scale and the bias of a sum. */
+static float affine(const call *c, matrix m, size_t e, size_t row, size_t bias, float v)
+{
+    const moe_tkg_args *a = c->a;
+    if (c->rows) {
+        const moe_matrix *r = rows_of(c, m);
+        if (!c->mx && r->scale.dtype != MOE_DTYPE_NONE) v = v * array_number(&r->scale, e, row);
+        if (r->bias.dtype != MOE_DTYPE_NONE) v = v + array_number(&r->bias, e, row);
+        return v;
+    }
+    const moe_tensor *scale =
+        m == DOWN ? a->expert_down_weights_scale : a->expert_gate_up_weights_scale;
+    const moe_tensor *b = m == DOWN ? a->expert_down_bias : a->expert_gate_up_bias;
+    if (!c->mx && scale) {
+        size_t n = (size_t)scale->shape[scale->rank - 1], of = m == DOWN ? e : e * 2 + m;
+        v = v * number(scale, n == 1 ? of : of * n + row);
+    }
+    return b ? v + number(b, bias) : v;
+}
+
 /* The projection of lane to gate or up, with its scale, bias and limits. */
 static float projection(const call *c, matrix m, size_t e, size_t lane, const operands *x)
 {
     const moe_tkg_args *a = c->a;
     size_t i = lane, bias = (e * 2 + m) * c->I + i;
     bool pad = false;
-    if (c->mx) {
+    if (c->strided) {
         place at = place_of(c, DOWN, lane);
         size_t w = tile_width(c, at.tile);
         i = at.tile * 512 + at.q * w + at.p;
@@ -363,9 +443,7 @@ static float projection(const call *c, matrix m, size_t e, size_t lane, const op
         bias = (((e * c->I_p + at.p) * 2 + m) * c->nI + at.tile) * 4 + at.q;
     }
     float v = pad ? 0 : product(c, m, e, i, block_count(c, m), x);
-    const moe_tensor *scale = c->mx ? NULL : a->expert_gate_up_weights_scale;
-    if (scale) v = v * number(scale, scale->shape[2] == 1 ? e * 2 + m : (e * 2 + m) * c->I + i);
-    if (a->expert_gate_up_bias) v = v + number(a->expert_gate_up_bias, bias);
+    v = affine(c, m, e, i, bias, v);
     return m == GATE ? clamp(v, &a->gate_clamp_upper_limit, &a->gate_clamp_lower_limit)
                      : clamp(v, &a->up_clamp_upper_limit, &a->up_clamp_lower_limit);
 }
@@ -373,7 +451,7 @@ static float projection(const call *c, matrix m, size_t e, size_t lane, const op
 static void intermediate(const call *c, size_t e, const operands *x, operands *m)
 {
     const moe_tkg_args *a = c->a;
-    moe_dtype down = a->expert_down_weights->dtype;
+    moe_dtype down = c->rows ? c->rows->down.weights.dtype : a->expert_down_weights->dtype;
     bool rounded = c->mode == MOE_ACT_EXACT && a->hidden_input->dtype == MOE_BF16 &&
                    down != MOE_F16 && down != MOE_F32;
     for (size_t lane = 0; lane < c->lanes; lane++) {
@@ -394,11 +472,8 @@ static void add_expert(const call *c, size_t e, float affinity, const operands *
     if (scaling && fabsf(affinity) < num_pow2(-126)) return;
     intermediate(c, e, x, m);
     size_t blocks = down_blocks(c, e);
-    const moe_tensor *scale = c->mx ? NULL : a->expert_down_weights_scale;
     for (size_t h = 0; h < c->H; h++) {
-        float y = product(c, DOWN, e, h, blocks, m);
-        if (scale) y = y * number(scale, scale->shape[1] == 1 ? e : e * c->H + h);
-        if (a->expert_down_bias) y = y + number(a->expert_down_bias, e * c->H + h);
+        float y = affine(c, DOWN, e, h, e * c->H + h, product(c, DOWN, e, h, blocks, m));
         out[h] = scaling ? fmaf(affinity, y, out[h]) : out[h] + y;
     }
 }
@@ -480,7 +555,8 @@ static void run(const call *c, void *output)
         for (size_t h = 0; h < c->H; h++) {
             size_t J = c->H / 128, n = t * c->H + h;
             if (a->output_in_sbuf)
-                n = c->mx ? (h % 128 * c->T + t) * J + h / 128 : (h / J * c->T + t) * J + h % J;
+                n = c->strided ? (h % 128 * c->T + t) * J + h / 128
+                               : (h / J * c->T + t) * J + h % J;
             store(dtype, output, n, out[h]);
         }
     }
@@ -492,6 +568,14 @@ static void run(const call *c, void *output)
 void canon_run(const moe_tkg_args *args, void *output)
 {
     call c = describe(args);
+    unsigned long saved = canon_enter();
+    run(&c, output);
+    canon_leave(saved);
+}
+
+void canon_run_rows(const moe_tkg_args *args, const moe_experts_args *rows, void *output)
+{
+    call c = describe_rows(args, rows);
     unsigned long saved = canon_enter();
     run(&c, output);
     canon_leave(saved);

@@ -14,6 +14,10 @@
  * accepts. */
 void canon_run(const moe_tkg_args *args, void *output);
 
+/* The same with the experts of `rows` (row-major matrices, of elements or MX) packed; args has no
+ * weights.  An MX block is then 32 consecutive k, and the default mode EXACT. */
+void canon_run_rows(const moe_tkg_args *args, const moe_experts_args *rows, void *output);
+
 /* Sets the canonical floating-point environment (nearest even, subnormals are zero, no traps) for
  * the calling thread and returns what to hand to canon_leave. */
 unsigned long canon_enter(void);

@@ -203,17 +203,17 @@ void layer_make(layer *l, const layer_spec *spec)
     layer_make_in(l, spec, &(layer_memory){take_malloc, give_malloc, NULL});
 }
 
-void *layer_run(moe_context *context, const layer *l, size_t *bytes)
+static void *run_args(moe_context *context, const moe_tkg_args *args, size_t *bytes)
 {
     moe_tensor shape;
     size_t n = 0;
     unsigned char *output = NULL;
-    moe_status status = moe_tkg_output(&l->args, &shape, &n);
+    moe_status status = moe_tkg_output(args, &shape, &n);
     if (status == MOE_OK) {
         output = malloc(n > 0 ? n : 1);
         if (output == NULL) abort();
         memset(output, 0xA5, n);
-        status = moe_tkg(context, &l->args, output, n);
+        status = moe_tkg(context, args, output, n);
     }
     if (status != MOE_OK) {
         fprintf(stderr, "%s: %s\n", moe_status_name(status), moe_last_error());
@@ -221,4 +221,51 @@ void *layer_run(moe_context *context, const layer *l, size_t *bytes)
     }
     if (bytes != NULL) *bytes = n;
     return output;
+}
+
+void *layer_run(moe_context *context, const layer *l, size_t *bytes)
+{
+    return run_args(context, &l->args, bytes);
+}
+
+/* ---- packed experts -------------------------------------------------------------------------- */
+
+moe_experts_args layer_experts_args(const moe_tkg_args *args)
+{
+    moe_experts_args a = moe_experts_args_init();
+    a.expert_gate_up_weights = args->expert_gate_up_weights;
+    a.expert_down_weights = args->expert_down_weights;
+    a.expert_gate_up_bias = args->expert_gate_up_bias;
+    a.expert_down_bias = args->expert_down_bias;
+    a.expert_gate_up_weights_scale = args->expert_gate_up_weights_scale;
+    a.expert_down_weights_scale = args->expert_down_weights_scale;
+    return a;
+}
+
+moe_tkg_args layer_with_experts(const moe_tkg_args *args, const moe_experts *experts)
+{
+    moe_tkg_args a = *args;
+    a.expert_gate_up_weights = a.expert_down_weights = NULL;
+    a.expert_gate_up_bias = a.expert_down_bias = NULL;
+    a.expert_gate_up_weights_scale = a.expert_down_weights_scale = NULL;
+    a.experts = experts;
+    return a;
+}
+
+moe_experts *layer_pack(moe_context *context, const layer *l, moe_packing packing)
+{
+    moe_experts *experts;
+    moe_experts_args args = layer_experts_args(&l->args);
+    args.packing = packing;
+    moe_status status = moe_experts_create(context, &args, &experts);
+    if (status == MOE_OK) return experts;
+    fprintf(stderr, "%s: %s\n", moe_status_name(status), moe_last_error());
+    abort();
+}
+
+void *layer_run_packed(moe_context *context, const layer *l, const moe_experts *experts,
+                       size_t *bytes)
+{
+    moe_tkg_args args = layer_with_experts(&l->args, experts);
+    return run_args(context, &args, bytes);
 }

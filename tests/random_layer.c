@@ -2,6 +2,7 @@
 /* random_layer.c - the kinds of layers and the dice. */
 #include "random_layer.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 
 static const struct {
@@ -146,12 +147,31 @@ void random_expect_bits(const void *expected, void *got, size_t bytes, const cha
     free(got);
 }
 
+static void expect_output(const void *expected, void *got, size_t bytes, size_t got_bytes,
+                          const char *what)
+{
+    if (got_bytes != bytes)
+        fail_msg("%s, layer %u: %s: %zu bytes", current_kind, current_variant, what, got_bytes);
+    random_expect_bits(expected, got, bytes, what);
+}
+
+void random_expect_packed(const void *expected, moe_context *context, const layer *l,
+                          const moe_experts *experts, size_t bytes, const char *what)
+{
+    char text[100];
+    size_t got_bytes;
+    void *got = layer_run_packed(context, l, experts, &got_bytes);
+    snprintf(text, sizeof text, "packed, %s", what);
+    expect_output(expected, got, bytes, got_bytes, text);
+}
+
 void random_expect_run(const void *expected, moe_context *context, const layer *l, size_t bytes,
                        const char *what)
 {
     size_t got_bytes;
     void *got = layer_run(context, l, &got_bytes);
-    if (got_bytes != bytes)
-        fail_msg("%s, layer %u: %s: %zu bytes", current_kind, current_variant, what, got_bytes);
-    random_expect_bits(expected, got, bytes, what);
+    expect_output(expected, got, bytes, got_bytes, what);
+    moe_experts *experts = layer_pack(context, l, MOE_PACK_PLAIN);
+    random_expect_packed(expected, context, l, experts, bytes, what);
+    assert_int_equal(moe_experts_destroy(experts), MOE_OK);
 }

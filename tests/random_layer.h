@@ -31,7 +31,11 @@ void random_layer_each(void **state);
  * got. */
 void random_expect_bits(const void *expected, void *got, size_t bytes, const char *what);
 
-/* The same, for what l gives on context. */
+/* The same, for what l gives on context with these experts packed. */
+void random_expect_packed(const void *expected, moe_context *context, const layer *l,
+                          const moe_experts *experts, size_t bytes, const char *what);
+
+/* The same, for what l gives on context, as it is and then with its experts packed. */
 void random_expect_run(const void *expected, moe_context *context, const layer *l, size_t bytes,
                        const char *what);
 

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_alloc.c - memory and threads that the system does not give: every allocation fails in
- * turn, once or from then on.
+ * turn, once or from then on; in calls and in packing.
  *
  * Linked with -Wl,--wrap=aligned_alloc,--wrap=mmap,--wrap=pthread_create, which are all that the
  * library takes from the system. */
 #define _POSIX_C_SOURCE 200809L
 #include "expect.h"
+#include "source.h"
 
 #include <errno.h>
 #include <pthread.h>
@@ -348,13 +349,106 @@ static void test_threads_fail(void **state)
     workload_free(&w);
 }
 
+/* ---- packed experts -------------------------------------------------------------------------- */
+
+static const source_spec PACKED[] = {
+    {.gate_up = MOE_F16, .down = MOE_BF16, .E_L = 3, .H = 40, .I = 24, .bias = MOE_F32},
+    {.gate_up = MOE_BF16,
+     .down = MOE_BF16,
+     .E_L = 2,
+     .H = 40,
+     .I = 24,
+     .packing = MOE_PACK_LOSSLESS},
+    /* large enough to be mapped */
+    {.gate_up = MOE_F32, .down = MOE_F32, .E_L = 1, .H = 1024, .I = 512},
+    {.gate_up = MOE_BF16,
+     .down = MOE_BF16,
+     .E_L = 1,
+     .H = 1024,
+     .I = 1024,
+     .packing = MOE_PACK_LOSSLESS},
+};
+
+/* Packs, or says MOE_E_NOMEM; true if it could. */
+static bool pack(moe_context *context, const moe_experts_args *args)
+{
+    moe_experts *x;
+    moe_status status = moe_experts_create(context, args, &x);
+    if (status == MOE_OK) {
+        assert_non_null(x);
+        assert_int_equal(moe_experts_destroy(x), MOE_OK);
+        return true;
+    }
+    assert_int_equal(status, MOE_E_NOMEM);
+    assert_null(x);
+    assert_non_null(strstr(moe_last_error(), "memory"));
+    return false;
+}
+
+static void test_packing_hooks_fail(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < COUNT(PACKED); i++)
+        for (int sticky = 0; sticky <= 1; sticky++)
+            for (unsigned n = 1, failed = 1; failed; n++) {
+                books b;
+                source s;
+                moe_context *context;
+                moe_context_options options = moe_context_options_init();
+                memset(&b, 0, sizeof b);
+                options.threads = 2;
+                options.allocate = book_allocate;
+                options.release = book_release;
+                options.user = &b;
+                source_make(&s, &PACKED[i]);
+                assert_int_equal(moe_context_create(&options, &context), MOE_OK);
+                nothing_fails();
+                b.failures = (failures){.at = n, .sticky = sticky};
+                bool packed = pack(context, &s.args);
+                failed = b.failures.failed;
+                assert_int_equal(packed, !failed);
+                assert_int_equal(heap.requests + maps.requests, 0);
+                b.failures.at = 0;
+                assert_true(pack(context, &s.args));
+                assert_int_equal(moe_context_destroy(context), MOE_OK);
+                expect_all_released(&b);
+                source_free(&s);
+                assert_true(failed || n > 2); /* working memory, and the experts */
+            }
+    nothing_fails();
+}
+
+static void test_packing_fails(void **state)
+{
+    (void)state;
+    for (size_t i = 0; i < COUNT(PACKED); i++)
+        for (int large = 0; large <= 1; large++) {
+            unsigned n = 0;
+            for (unsigned failed = 1; failed;) {
+                source s;
+                source_make(&s, &PACKED[i]);
+                nothing_fails();
+                *(large ? &maps : &heap) = (failures){.at = ++n};
+                bool packed = pack(NULL, &s.args);
+                failed = (large ? &maps : &heap)->failed;
+                assert_int_equal(packed, !failed);
+                nothing_fails();
+                assert_true(pack(NULL, &s.args));
+                source_free(&s);
+            }
+            assert_int_equal(n - 1, i < 2 ? (large ? 0 : 2) : 1);
+        }
+    nothing_fails();
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_is_wrapped),   cmocka_unit_test(test_hooks_fail),
-        cmocka_unit_test(test_heap_fails),   cmocka_unit_test(test_no_context),
-        cmocka_unit_test(test_map_fails),    cmocka_unit_test(test_steady_state),
-        cmocka_unit_test(test_threads_fail),
+        cmocka_unit_test(test_is_wrapped),    cmocka_unit_test(test_hooks_fail),
+        cmocka_unit_test(test_heap_fails),    cmocka_unit_test(test_no_context),
+        cmocka_unit_test(test_map_fails),     cmocka_unit_test(test_steady_state),
+        cmocka_unit_test(test_threads_fail),  cmocka_unit_test(test_packing_hooks_fail),
+        cmocka_unit_test(test_packing_fails),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

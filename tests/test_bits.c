@@ -33,11 +33,13 @@ static bool is_canonical(moe_dtype dtype, const void *output, size_t n)
 static void expect_document(const layer *l, const char *what)
 {
     size_t bytes;
-    void *output = layer_run(NULL, l, &bytes), *reference = malloc(bytes + 1);
+    moe_tensor shape;
+    assert_int_equal(moe_tkg_output(&l->args, &shape, &bytes), MOE_OK);
+    void *reference = malloc(bytes + 1);
     assert_non_null(reference);
     canon_run(&l->args, reference);
-    random_expect_bits(output, reference, bytes, what);
-    free(output);
+    random_expect_run(reference, NULL, l, bytes, what);
+    free(reference);
 }
 
 static void equals_the_document(layer_spec s)
@@ -212,9 +214,13 @@ static void any_threads_and_isa(layer_spec s)
     size_t bytes;
     layer_make(&l, &s);
     void *output = layer_run(NULL, &l, &bytes);
-    for (size_t i = 0; i < context_count; i++)
-        for (int repeat = 0; repeat < 2; repeat++)
-            random_expect_run(output, contexts[i], &l, bytes, moe_context_isa(contexts[i]));
+    moe_experts *experts = layer_pack(contexts[s.seed % context_count], &l, MOE_PACK_PLAIN);
+    for (size_t i = 0; i < context_count; i++) {
+        const char *isa = moe_context_isa(contexts[i]);
+        random_expect_bits(output, layer_run(contexts[i], &l, NULL), bytes, isa);
+        random_expect_packed(output, contexts[i], &l, experts, bytes, isa);
+    }
+    assert_int_equal(moe_experts_destroy(experts), MOE_OK);
     free(output);
     layer_free(&l);
 }
@@ -225,9 +231,9 @@ static void expect_tokens(const layer *l, const void *output, const size_t *orde
     layer part;
     size_t bytes;
     tokens_gather(&part, l, order, n);
-    void *expected = tokens_gather_output(l, output, order, n),
-         *got = layer_run(contexts[1], &part, &bytes);
-    random_expect_bits(expected, got, bytes, what);
+    void *expected = tokens_gather_output(l, output, order, n);
+    free(layer_run(NULL, &part, &bytes));
+    random_expect_run(expected, contexts[1], &part, bytes, what);
     free(expected);
     layer_free(&part);
 }
@@ -285,6 +291,9 @@ static void any_alignment(layer_spec s)
         memcpy(copy, got, bytes);
         random_expect_bits(output, copy, bytes, "alignment");
         give_at_offset(got, bytes, NULL);
+        moe_experts *experts = layer_pack(NULL, &l, MOE_PACK_PLAIN);
+        random_expect_packed(output, contexts[1], &l, experts, bytes, "alignment");
+        assert_int_equal(moe_experts_destroy(experts), MOE_OK);
         layer_free(&l);
     }
     free(output);
@@ -305,6 +314,12 @@ static void in_place(layer_spec s)
     assert_non_null(copy);
     memcpy(copy, l.data[LAYER_HIDDEN], bytes);
     random_expect_bits(output, copy, bytes, "in place");
+    layer_fill(&l, LAYER_HIDDEN);
+    moe_experts *experts = layer_pack(NULL, &l, MOE_PACK_PLAIN);
+    moe_tkg_args args = layer_with_experts(&l.args, experts);
+    assert_int_equal(moe_tkg(contexts[1], &args, l.data[LAYER_HIDDEN], bytes), MOE_OK);
+    assert_memory_equal(output, l.data[LAYER_HIDDEN], bytes);
+    assert_int_equal(moe_experts_destroy(experts), MOE_OK);
     free(output);
     layer_free(&l);
 }
@@ -357,12 +372,17 @@ static void any_environment(layer_spec s)
     void *output = layer_run(NULL, &l, &bytes);
     for (unsigned i = (unsigned)s.seed % 8; i < 64; i += 8) {
         unsigned long before = get_environment(), after;
+        moe_context *context = i % 3 ? contexts[1] : NULL;
         set_environment(environment(i));
-        void *got = layer_run(i % 3 ? contexts[1] : NULL, &l, NULL);
+        void *got = layer_run(context, &l, NULL);
+        moe_experts *experts = layer_pack(context, &l, MOE_PACK_PLAIN);
+        void *packed = layer_run_packed(context, &l, experts, NULL);
         after = get_environment();
         set_environment(before);
         assert_int_equal(after, environment(i));
         random_expect_bits(output, got, bytes, "floating-point environment");
+        random_expect_bits(output, packed, bytes, "floating-point environment, packed");
+        assert_int_equal(moe_experts_destroy(experts), MOE_OK);
     }
     free(output);
     layer_free(&l);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* test_golden.c - every golden case of the operator at the gate `strict`, on every ISA level;
- * every unit vector. */
+/* test_golden.c - every golden case of the operator at the gate `strict`, on every ISA level, as it
+ * is and with its experts packed; every unit vector. */
 #include "expect.h"
 #include "fpenv.h"
 #include "golden.h"
@@ -44,6 +44,24 @@ static void judge(const char *path, const moe_case *c, const moe_tensor *output)
     if (!(error <= limit)) fail_msg("%s: error %g, limit %g", path, error, limit);
 }
 
+/* The same bits with the experts packed. */
+static void expect_packed(const char *path, moe_context *context, const moe_tkg_args *args,
+                          const void *expected, size_t bytes)
+{
+    moe_experts_args experts_args = layer_experts_args(args);
+    moe_experts *experts;
+    void *output = malloc(bytes);
+    assert_non_null(output);
+    moe_status status = moe_experts_create(context, &experts_args, &experts);
+    moe_tkg_args with = layer_with_experts(args, experts);
+    if (status == MOE_OK) status = moe_tkg(context, &with, output, bytes);
+    if (status != MOE_OK) fail_msg("%s, packed: %s", path, moe_last_error());
+    if (memcmp(expected, output, bytes) != 0)
+        fail_msg("%s: other bits packed on %s", path, moe_context_isa(context));
+    assert_int_equal(moe_experts_destroy(experts), MOE_OK);
+    free(output);
+}
+
 static void golden_case(const char *path)
 {
     moe_case c;
@@ -65,6 +83,7 @@ static void golden_case(const char *path)
             assert_non_null(output);
             if (status == MOE_OK) status = moe_tkg(context, &c.args, output, bytes);
             if (status != MOE_OK) fail_msg("%s: %s", path, moe_last_error());
+            expect_packed(path, context, &c.args, output, bytes);
             assert_int_equal(moe_context_destroy(context), MOE_OK);
             if (first == NULL) {
                 first = output;
@@ -195,8 +214,7 @@ static void quantize_unit(const unit *u)
         quantize_mxfp8(block);
         for (size_t i = 0; i < 32; i++) {
             uint8_t code = (uint8_t)(word[first + i % 8 * columns] >> i / 8 * 8);
-            float expected =
-                num_from_e4m3fn(code) * num_e8m0_low(scale[s]) * num_e8m0(scale[s]);
+            float expected = num_from_e4m3fn(code) * num_e8m0_low(scale[s]) * num_e8m0(scale[s]);
             if (num_bits(num_to_f32(block[i])) != num_bits(num_to_f32(expected)))
                 fail_msg("%s: block %zu: %a, not %a (0x%02x, scale %u)", u->name, s,
                          (double)block[i], (double)expected, code, scale[s]);

@@ -56,6 +56,13 @@ static uint32_t special(const source_spec *s, size_t matrix, size_t e, size_t ro
     }
 }
 
+/* Escapes in every chunk. */
+static uint32_t strewn(const source_spec *s, size_t matrix, size_t e, size_t row, size_t k)
+{
+    uint64_t r = random_of(s, matrix, e, row, k);
+    return r >> 40 & 31 ? gaussian(s, matrix, e, row, k) : (uint32_t)r & 0xFFFF;
+}
+
 /* Fifteen exponents and no more; then all escapes in one chunk, and there as many as its count can
  * say, or one more. */
 static uint32_t fifteen(const source_spec *s, size_t matrix, size_t e, size_t row, size_t k)
@@ -93,8 +100,8 @@ static uint32_t ties(const source_spec *s, size_t matrix, size_t e, size_t row, 
 static const struct {
     source_value *value;
     int coded; /* -1: all panels stay bf16, 1: none does, 0: either */
-} kinds[] = {{gaussian, 1}, {any_bits, -1}, {constant, 1},   {zeros, 1}, {special, 1},
-             {fifteen, 1},  {chunk_255, 1}, {chunk_256, -1}, {ties, 0}};
+} kinds[] = {{gaussian, 1}, {any_bits, -1}, {constant, 1},  {zeros, 1},      {special, 1},
+             {strewn, 1},   {fifteen, 1},   {chunk_255, 1}, {chunk_256, -1}, {ties, 0}};
 
 /* ---- decoding -------------------------------------------------------------------------------- */
 

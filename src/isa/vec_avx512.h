@@ -305,5 +305,9 @@ V_INLINE line l_e2m1_bytes(line a, int b)
     const __m512i table = _mm512_broadcast_i32x4(
         _mm_set_epi8(0, 4, 6, 8, 9, 10, 11, 12, 24, 20, 18, 16, 15, 14, 13, 12));
     if (b == 1) a = _mm512_srli_epi16(a, 4);
+#ifdef VEC_VBMI
+    return _mm512_permutexvar_epi8(a, table); /* its period is 16: bits above are of no account */
+#else
     return _mm512_shuffle_epi8(table, _mm512_and_si512(a, _mm512_set1_epi8(15)));
+#endif
 }

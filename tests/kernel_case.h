@@ -1,0 +1,63 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kernel_case.h - panels, operands and guarded memory for calls of single kernels: src/kernel.h
+ * read by someone who is not pack.c.
+ *
+ * All values come from the seed.  Panels and operands lie flush with a page that cannot be
+ * touched, at their end or at their start. */
+#ifndef MOE_TEST_KERNEL_CASE_H
+#define MOE_TEST_KERNEL_CASE_H
+
+#include <stdbool.h>
+
+#include "kernel.h"
+
+/* Whole pages between two that cannot be touched. */
+typedef struct guarded {
+    uint8_t *first, *end;
+} guarded;
+
+guarded guarded_new(size_t bytes);
+
+/* bytes of it, at its end or start, filled with 0xC3. */
+void *guarded_at(const guarded *g, size_t bytes, bool at_end);
+
+typedef enum case_data {
+    CASE_NORMAL, /* around 1 */
+    /* a quarter of the rows each: around 1, any bits, many subnormals and zeros, any finite
+     * number; so tokens too, with a single NaN or infinity in some; e8m0 0, 1, 254 and 255 */
+    CASE_WILD,
+    CASE_EXTREME, /* the largest weights, saturated int8, tiny and huge operands */
+    CASE_DATA
+} case_data;
+
+typedef struct kernel_case {
+    uint64_t seed;
+    kernel_format format;
+    kernel_operand operand;
+    case_data data;
+    size_t k, halves, tokens;
+    bool scale, bias; /* f32 rows */
+    bool at_end;      /* where everything lies in its pages */
+    /* the code of term k of a row (bf12: the bf16), or NULL: drawn */
+    uint32_t (*code)(const struct kernel_case *c, size_t half, size_t row, size_t k);
+    const void *user; /* of code */
+    /* made by case_make */
+    kernel_panel panel;
+    size_t words;        /* of an operand row */
+    uint32_t *row;       /* [tokens][words] */
+    size_t scalar_words; /* the same operands as kernel_table_scalar takes them */
+    uint32_t *scalar_row;
+} kernel_case;
+
+enum { CASE_MAX_K = 2080 };
+
+/* Builds it in memory that the next case_make uses again. */
+void case_make(kernel_case *c);
+
+/* The rows as tiles of width tokens; scalar: those of scalar_row, width 1. */
+kernel_tiles case_tiles(const kernel_case *c, size_t width, bool scalar);
+
+/* Draw number n of the seed. */
+uint64_t case_random(uint64_t seed, uint64_t n);
+
+#endif
