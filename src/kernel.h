@@ -2,9 +2,9 @@
 /* kernel.h - THE CONTRACT between the data path and the kernels: packed panels, operands, kernel
  * tables.
  *
- * pack.c is the only writer of panels, the kernels' quantize functions the only writers of
- * operands, src/isa/ holds the only readers.  A kernel gives the bits that docs/numerics.md
- * defines; src/isa/scalar.c is that definition in C.
+ * pack.c is the only writer of panels, the kernels' quantize functions are the only ones of operands
+ * (quantize.c interleaves rows to tiles), src/isa/ holds the only readers.  A kernel gives the bits
+ * that docs/numerics.md defines; src/isa/scalar.c is that definition in C.
  *
  * PANELS.  A panel is two halves of KERNEL_ROWS output rows each and their whole k axis: one
  * stream of 64-byte lines, read once from front to back.  A gate_up panel holds rows of gate and
@@ -150,8 +150,8 @@ typedef struct kernel_down {
 /* tile[operand words of block `block`][t] = rounded v[t]     for t < tokens
  *
  * One block of `terms` (even, at most KERNEL_BLOCK; ROUND_MXFP8 and ROUND_INT8: KERNEL_BLOCK)
- * neighbouring terms of each token's row, row t at v + t * stride floats; tokens [first, first +
- * tokens) of a tile that is `width` wide. */
+ * neighbouring terms of each token's row, row t at v + t * stride floats; neighbouring tokens of a
+ * tile that is `width` wide. */
 typedef struct kernel_quantize {
     const float *v;
     size_t stride, tokens, terms;

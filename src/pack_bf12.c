@@ -15,6 +15,7 @@ enum {
     UNIT_LINES = 3,
     CHUNK_RAW = KERNEL_BLOCK / 2,
     MOST_ESCAPES = 255, /* of a chunk */
+    MOST_K = 1 << 24,   /* of a coded panel, whose counts and offsets are 32 bits */
     WORDS = KERNEL_LINE / 4
 };
 
@@ -157,7 +158,8 @@ void pack_bf12_choose(const pack_bf12_run *run, pack_bf12_coding *c)
     for (size_t n = 0; n < run->count; n++) {
         choose((const uint32_t(*)[EXPONENTS])h[n], run->k * run->halves * KERNEL_ROWS, &c[n]);
         c[n].format = FORMAT_BF12;
-        if (pack_bf12_bytes(&c[n], run->halves, run->k) >= raw || !counts_fit(run, n, &c[n]))
+        if (run->k > MOST_K || pack_bf12_bytes(&c[n], run->halves, run->k) >= raw ||
+            !counts_fit(run, n, &c[n]))
             c[n].format = FORMAT_BF16;
     }
 }
