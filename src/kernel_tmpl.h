@@ -404,7 +404,7 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
     for (size_t j = 0; j < KERNEL_BLOCK / 8; j++, at += s->stride, x.codes += 2 * word)
         UNROLL for (size_t b = 0; b < n.blocks; b++) {
             const uint8_t *lines = at + b * s->block;
-            line codes[2], w[2]; /* [half] */
+            line codes[2], w[2][2]; /* [half][nibble] */
             ahead = prefetch_lines(ahead, s->gap, 2);
             UNROLL for (size_t i = 0; i < n.halves; i++) codes[i] = l_load(lines + i * s->second);
 #ifdef VEC_MATRIX
@@ -416,14 +416,15 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
                 continue;
             }
 #endif
-            UNROLL for (size_t nibble = 0; nibble < 2; nibble++) {
+            UNROLL for (size_t i = 0; i < n.halves; i++) {
+                w[i][0] = l_e2m1_bytes(codes[i], 0);
+                w[i][1] = l_e2m1_bytes(codes[i], 1);
+            }
+            UNROLL for (size_t t = 0; t < n.width; t++) {
+                const uint8_t *q = x.codes + b * x_block + t * sizeof(uint32_t);
+                line low = l_word(q), high = l_word(q + word);
                 UNROLL for (size_t i = 0; i < n.halves; i++)
-                    w[i] = l_e2m1_bytes(codes[i], (int)nibble);
-                UNROLL for (size_t t = 0; t < n.width; t++) {
-                    line q = l_word(x.codes + b * x_block + nibble * word + t * sizeof(uint32_t));
-                    UNROLL for (size_t i = 0; i < n.halves; i++)
-                        acc[b][i][t] = i_dot(acc[b][i][t], w[i], q);
-                }
+                    acc[b][i][t] = i_dot2(acc[b][i][t], w[i][0], low, w[i][1], high);
             }
         }
 #ifdef VEC_MATRIX
