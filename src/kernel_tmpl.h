@@ -20,7 +20,8 @@
  * VEC_WIDTH and VEC_WIDTH_MX, the widest tiles with plain and with MX weights; VEC_SUMS, how many
  * vec accumulators stay in registers; VEC_FEW where registers are so few that halves take turns
  * within a pair of k; VEC_BF16 where the word for OPERAND_BF16 exists; VEC_MATRIX where
- * words exist for the int8 dots of two tokens at once. */
+ * words exist for the int8 dots of two tokens at once; VEC_AHEAD, if another distance than the one
+ * below suits the prefetches of a single tile. */
 #include "kernel.h"
 #include "numeric.h"
 #include "quantize_block.h"
@@ -48,8 +49,8 @@ typedef struct span {
     const uint8_t *lines;  /* of half 0, term first; MX: the group's scale bytes */
     size_t stride, second; /* bytes from line to line of a half; from half 0 to half 1, 0 if none */
     size_t block;          /* MX: bytes from block to block of a group */
-    const uint8_t *ahead;  /* what is prefetched while the first line is used, and how far on when */
-    size_t gap;            /* the next line is */
+    const uint8_t *ahead; /* what is prefetched while the first line is used, and how far on when */
+    size_t gap;           /* the next line is */
     size_t first, end;
     const kernel_bf12_escape *escapes; /* bf12: of the span's first chunk */
 } span;
@@ -58,9 +59,9 @@ typedef struct span {
 
 INLINE size_t unit_pairs(kernel_format f)
 {
-    return f == FORMAT_MXFP4 || f == FORMAT_BF12                                     ? 4
+    return f == FORMAT_MXFP4 || f == FORMAT_BF12                              ? 4
            : f == FORMAT_E4M3_IEEE || f == FORMAT_E4M3FN || f == FORMAT_MXFP8 ? 2
-                                                                                     : 1;
+                                                                              : 1;
 }
 
 INLINE size_t unit_lines(kernel_format f)
@@ -132,18 +133,17 @@ typedef vec accs[2][2][KERNEL_WIDTH]; /* [block][half][token] */
 INLINE shape shape_of(size_t width, kernel_format f, kernel_operand o)
 {
     const size_t halves = 2 * width <= VEC_SUMS ? 2 : 1;
-    const size_t room = f == FORMAT_MXFP8      ? VEC_SUMS / 3
+    const size_t room = f == FORMAT_MXFP8   ? VEC_SUMS / 3
                         : o == OPERAND_INT8 ? VEC_SUMS * 2 / 3
-                                               : VEC_SUMS;
+                                            : VEC_SUMS;
     const int both = kernel_is_mx(f) && width > 2 && 2 * halves * width <= room;
     return (shape){width, halves, both ? 2 : 1};
 }
 
 INLINE void accs_clear(shape n, accs acc)
 {
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t m = 0; m < n.halves; m++)
-            UNROLL for (size_t t = 0; t < n.width; t++) acc[b][m][t] = v_zero();
+    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t m = 0; m < n.halves; m++)
+        UNROLL for (size_t t = 0; t < n.width; t++) acc[b][m][t] = v_zero();
 }
 
 INLINE size_t pair_bytes(size_t width, kernel_operand o)
@@ -161,10 +161,11 @@ INLINE void dot_pair(const unit *u, size_t j, size_t stride, const uint8_t *x, s
     if (o == OPERAND_BF16) {
         line w[2];
         UNROLL for (size_t m = 0; m < n.halves; m++) w[m] = unit_pair(&u[m], j, f, table);
-        UNROLL for (size_t t = 0; t < n.width; t++) {
+        UNROLL for (size_t t = 0; t < n.width; t++)
+        {
             line pair = l_word(x + t * sizeof(uint32_t));
-            UNROLL for (size_t m = 0; m < n.halves; m++)
-                acc[m][t] = v_dot_bf16(acc[m][t], w[m], pair);
+            UNROLL for (size_t m = 0; m < n.halves; m++) acc[m][t] =
+                v_dot_bf16(acc[m][t], w[m], pair);
         }
         return;
     }
@@ -172,19 +173,20 @@ INLINE void dot_pair(const unit *u, size_t j, size_t stride, const uint8_t *x, s
     const float *xf = (const float *)(const void *)x;
     vec even[2], odd[2];
 #ifdef VEC_FEW
-    UNROLL for (size_t m = 0; m < n.halves; m++) {
+    UNROLL for (size_t m = 0; m < n.halves; m++)
+    {
         unit_f32(&u[m], j, stride, f, table, &even[m], &odd[m]);
-        UNROLL for (size_t t = 0; t < n.width; t++)
-            acc[m][t] = v_fma(v_set1(xf[t]), even[m],
-                              v_fma(v_set1(xf[n.width + t]), odd[m], acc[m][t]));
+        UNROLL for (size_t t = 0; t < n.width; t++) acc[m][t] =
+            v_fma(v_set1(xf[t]), even[m], v_fma(v_set1(xf[n.width + t]), odd[m], acc[m][t]));
     }
 #else
     UNROLL for (size_t m = 0; m < n.halves; m++)
         unit_f32(&u[m], j, stride, f, table, &even[m], &odd[m]);
-    UNROLL for (size_t t = 0; t < n.width; t++) {
+    UNROLL for (size_t t = 0; t < n.width; t++)
+    {
         vec x1 = v_set1(xf[n.width + t]), x0 = v_set1(xf[t]);
-        UNROLL for (size_t m = 0; m < n.halves; m++)
-            acc[m][t] = v_fma(x0, even[m], v_fma(x1, odd[m], acc[m][t]));
+        UNROLL for (size_t m = 0; m < n.halves; m++) acc[m][t] =
+            v_fma(x0, even[m], v_fma(x1, odd[m], acc[m][t]));
     }
 #endif
     (void)o;
@@ -197,10 +199,10 @@ INLINE void dot_unit(const uint8_t *at, const span *s, size_t pairs, const uint8
                      const l_table *table, accs acc)
 {
     unit u[2][2];
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t m = 0; m < n.halves; m++)
-            u[b][m] = unit_load(at + b * s->block + m * s->second, s->stride, f);
-    UNROLL for (size_t j = 0; j < unit_pairs(f); j++) {
+    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t m = 0; m < n.halves; m++)
+        u[b][m] = unit_load(at + b * s->block + m * s->second, s->stride, f);
+    UNROLL for (size_t j = 0; j < unit_pairs(f); j++)
+    {
         if (j >= pairs) break;
         UNROLL for (size_t b = 0; b < n.blocks; b++)
             dot_pair(u[b], j, s->stride, x + b * x_block + j * pair_bytes(n.width, o), n, f, o,
@@ -306,11 +308,11 @@ INLINE void plain_tile(const span *s, size_t m, const uint8_t *x, size_t width, 
         dot_bf12(s, m, x, n, o, acc);
     else
         dot_terms(s->lines + m * s->second, s, s->end - s->first, x, n, f, o, NULL, acc);
-    UNROLL for (size_t i = 0; i < n.halves; i++)
-        UNROLL for (size_t t = 0; t < width; t++) {
-            float *at = sum[(m + i) * KERNEL_TOKENS + t];
-            v_store(at, v_add(v_load(at), acc[0][i][t]));
-        }
+    UNROLL for (size_t i = 0; i < n.halves; i++) UNROLL for (size_t t = 0; t < width; t++)
+    {
+        float *at = sum[(m + i) * KERNEL_TOKENS + t];
+        v_store(at, v_add(v_load(at), acc[0][i][t]));
+    }
 }
 
 /* What the blocks of a group have: scale bytes of the first block's half m, from half to half and
@@ -324,27 +326,27 @@ typedef struct scales {
 /* sum = fma(acc * low(s), 2^(max(s,1)-127), sum). */
 INLINE void mx_scale(const scales *c, shape n, size_t m, accs acc, tile_sums sum)
 {
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t i = 0; i < n.halves; i++) {
-            const uint8_t *scale = c->at + b * c->block + i * c->half;
-            vec power = v_e8m0_normal(scale);
-            if (__builtin_expect(c->special, 0)) {
-                vec low = v_e8m0_low(scale);
-                power = v_e8m0(scale);
-                UNROLL for (size_t t = 0; t < n.width; t++)
-                    acc[b][i][t] = v_mul(acc[b][i][t], low);
-            }
-            UNROLL for (size_t t = 0; t < n.width; t++) {
-                float *to = sum[(m + i) * KERNEL_TOKENS + t];
-                v_store(to, v_fma(acc[b][i][t], power, v_load(to)));
-            }
+    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t i = 0; i < n.halves; i++)
+    {
+        const uint8_t *scale = c->at + b * c->block + i * c->half;
+        vec power = v_e8m0_normal(scale);
+        if (__builtin_expect(c->special, 0)) {
+            vec low = v_e8m0_low(scale);
+            power = v_e8m0(scale);
+            UNROLL for (size_t t = 0; t < n.width; t++) acc[b][i][t] = v_mul(acc[b][i][t], low);
         }
+        UNROLL for (size_t t = 0; t < n.width; t++)
+        {
+            float *to = sum[(m + i) * KERNEL_TOKENS + t];
+            v_store(to, v_fma(acc[b][i][t], power, v_load(to)));
+        }
+    }
 }
 
 /* n.blocks blocks of MX weights, their lines at `at`: the dot of each from +0, scaled into the
  * sums by one fma. */
-INLINE void mx_blocks(const span *s, const uint8_t *at, const scales *c, size_t m,
-                      const uint8_t *x, shape n, kernel_format f, kernel_operand o, tile_sums sum)
+INLINE void mx_blocks(const span *s, const uint8_t *at, const scales *c, size_t m, const uint8_t *x,
+                      shape n, kernel_format f, kernel_operand o, tile_sums sum)
 {
     accs acc;
     accs_clear(n, acc);
@@ -363,7 +365,8 @@ typedef struct int8_words {
 INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, size_t width,
                        int has_low, tile_sums sum)
 {
-    UNROLL for (size_t t = 0; t < width; t++) {
+    UNROLL for (size_t t = 0; t < width; t++)
+    {
         vec scale = v_set1(half[t]);
         if (has_low) scale = v_mul(scale, low);
         scale = v_mul(scale, power);
@@ -375,13 +378,10 @@ INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, s
 /* The sums of each two tokens, side by side as i_matrix has them (paired 1), and back. */
 INLINE void int8_pairs(shape n, int paired, ivec acc[2][2][KERNEL_WIDTH])
 {
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t i = 0; i < n.halves; i++)
-            UNROLL for (size_t t = 0; t + 1 < n.width; t += 2)
-                if (paired)
-                    i_pair(&acc[b][i][t], &acc[b][i][t + 1]);
-                else
-                    i_unpair(&acc[b][i][t], &acc[b][i][t + 1]);
+    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t i = 0; i < n.halves; i++)
+        UNROLL for (size_t t = 0; t + 1 < n.width; t += 2) if (paired)
+            i_pair(&acc[b][i][t], &acc[b][i][t + 1]);
+    else i_unpair(&acc[b][i][t], &acc[b][i][t + 1]);
 }
 #endif
 
@@ -394,15 +394,15 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
     ivec acc[2][2][KERNEL_WIDTH];
     const uint8_t *ahead = ahead_of(s, at);
     at += m * s->second;
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t t = 0; t < n.width; t++)
-            UNROLL for (size_t i = 0; i < n.halves; i++)
-                acc[b][i][t] = i_set1(x.offset[b * n.width + t]);
+    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t t = 0; t < n.width; t++)
+        UNROLL for (size_t i = 0; i < n.halves; i++) acc[b][i][t] =
+            i_set1(x.offset[b * n.width + t]);
 #ifdef VEC_MATRIX
     if (n.width % 2 == 0) int8_pairs(n, 1, acc);
 #endif
     for (size_t j = 0; j < KERNEL_BLOCK / 8; j++, at += s->stride, x.codes += 2 * word)
-        UNROLL for (size_t b = 0; b < n.blocks; b++) {
+        UNROLL for (size_t b = 0; b < n.blocks; b++)
+        {
             const uint8_t *lines = at + b * s->block;
             line codes[2], w[2][2]; /* [half][nibble] */
             ahead = prefetch_lines(ahead, s->gap, 2);
@@ -416,30 +416,32 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
                 continue;
             }
 #endif
-            UNROLL for (size_t i = 0; i < n.halves; i++) {
+            UNROLL for (size_t i = 0; i < n.halves; i++)
+            {
                 w[i][0] = l_e2m1_bytes(codes[i], 0);
                 w[i][1] = l_e2m1_bytes(codes[i], 1);
             }
-            UNROLL for (size_t t = 0; t < n.width; t++) {
+            UNROLL for (size_t t = 0; t < n.width; t++)
+            {
                 const uint8_t *q = x.codes + b * x_block + t * sizeof(uint32_t);
                 line low = l_word(q), high = l_word(q + word);
-                UNROLL for (size_t i = 0; i < n.halves; i++)
-                    acc[b][i][t] = i_dot2(acc[b][i][t], w[i][0], low, w[i][1], high);
+                UNROLL for (size_t i = 0; i < n.halves; i++) acc[b][i][t] =
+                    i_dot2(acc[b][i][t], w[i][0], low, w[i][1], high);
             }
         }
 #ifdef VEC_MATRIX
     if (n.width % 2 == 0) int8_pairs(n, 0, acc);
 #endif
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t i = 0; i < n.halves; i++) {
-            const uint8_t *scale = c->at + b * c->block + i * c->half;
-            const float *half = x.half + b * n.width;
-            tile_sums to = sum + (m + i) * KERNEL_TOKENS;
-            if (__builtin_expect(c->special, 0))
-                int8_scale(acc[b][i], v_e8m0_low(scale), v_e8m0(scale), half, n.width, 1, to);
-            else
-                int8_scale(acc[b][i], v_zero(), v_e8m0_normal(scale), half, n.width, 0, to);
-        }
+    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t i = 0; i < n.halves; i++)
+    {
+        const uint8_t *scale = c->at + b * c->block + i * c->half;
+        const float *half = x.half + b * n.width;
+        tile_sums to = sum + (m + i) * KERNEL_TOKENS;
+        if (__builtin_expect(c->special, 0))
+            int8_scale(acc[b][i], v_e8m0_low(scale), v_e8m0(scale), half, n.width, 1, to);
+        else
+            int8_scale(acc[b][i], v_zero(), v_e8m0_normal(scale), half, n.width, 0, to);
+    }
 }
 
 /* The groups of a span of MX weights. */
@@ -448,7 +450,8 @@ INLINE void mx_tile(const span *s, size_t m, const uint8_t *tile, size_t width, 
 {
     const shape many = shape_of(width, f, o), one = {width, many.halves, 1};
     const size_t in_panel = s->second == 0 ? 1 : 2, group = s->second == 0 ? 4 : 2;
-    const size_t block_x = KERNEL_BLOCK / 2 * pair_bytes(width, o), all = s->panel->k / KERNEL_BLOCK;
+    const size_t block_x = KERNEL_BLOCK / 2 * pair_bytes(width, o),
+                 all = s->panel->k / KERNEL_BLOCK;
     const uint8_t *at = s->lines;
     for (size_t g = s->first / KERNEL_BLOCK; g < s->end / KERNEL_BLOCK; g += group) {
         const size_t end = s->end / KERNEL_BLOCK - g;
@@ -530,8 +533,7 @@ typedef void tile_fn(const span *s, const uint8_t *tile, size_t width, tile_sums
         call(4);                                                                                   \
         break;                                                                                     \
         WIDE_CASES(call)                                                                           \
-        more_cases(call)                                                                           \
-    default: __builtin_unreachable();                                                              \
+        more_cases(call) default : __builtin_unreachable();                                        \
     }
 #define NO_CASES(call)
 
@@ -779,5 +781,6 @@ KERNEL_PAIR(bf12_bf16, FORMAT_BF12)
 
 #define KERNEL_TABLE(name)                                                                         \
     {                                                                                              \
-        name, {VEC_WIDTH, VEC_WIDTH_MX}, SLOTS(gate_up), SLOTS(down), quantize_tokens, reduce_terms                \
+        name, {VEC_WIDTH, VEC_WIDTH_MX}, SLOTS(gate_up), SLOTS(down), quantize_tokens,             \
+            reduce_terms                                                                           \
     }

@@ -110,9 +110,9 @@ V_INLINE vec v_scale(vec p, vec t, vec magic)
 V_INLINE vec v_e8m0_normal(const uint8_t *s)
 {
     __m128i e = _mm_loadu_si128((const __m128i *)(const void *)s);
-    return (vec){_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(e), 23)),
-                 _mm256_castsi256_ps(
-                     _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(e, e)), 23))};
+    return (vec){
+        _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(e), 23)),
+        _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(e, e)), 23))};
 }
 
 V_INLINE __m256 half_e8m0(const uint8_t *s)
