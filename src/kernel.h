@@ -191,8 +191,7 @@ extern const kernel_table kernel_table_scalar;
 extern const kernel_table kernel_table_avx2, kernel_table_avx512, kernel_table_avx512vnni,
     kernel_table_avx512bf16;
 #elif defined(__aarch64__)
-extern const kernel_table kernel_table_neon, kernel_table_neon_dotprod,
-    kernel_table_neon_i8mm;
+extern const kernel_table kernel_table_neon, kernel_table_neon_dotprod, kernel_table_neon_i8mm;
 #endif
 
 static inline int kernel_is_mx(kernel_format f)

@@ -20,7 +20,7 @@
  * VEC_WIDTH and VEC_WIDTH_MX, the widest tiles with plain and with MX weights; VEC_SUMS, how many
  * vec accumulators stay in registers; VEC_FEW where registers are so few that halves take turns
  * within a pair of k; VEC_BF16 where the word for OPERAND_BF16 exists; VEC_MATRIX where
- * those exist that take the int8 dots of two tokens at once. */
+ * words exist for the int8 dots of two tokens at once. */
 #include "kernel.h"
 #include "numeric.h"
 #include "quantize_block.h"
@@ -30,6 +30,7 @@
 /* Before a loop over what is kept in registers. */
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
+#pragma clang diagnostic ignored "-Wpass-failed" /* where a bound is known only after inlining */
 #else
 #define UNROLL _Pragma("GCC unroll 16")
 #endif
@@ -370,21 +371,19 @@ INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, s
     }
 }
 
-/* Where VEC_MATRIX takes tokens two by two: their sums, side by side as it has them, and back. */
-INLINE void int8_pairs(shape n, ivec acc[2][2][KERNEL_WIDTH], int pair)
-{
 #ifdef VEC_MATRIX
-    if (n.width % 2 != 0) return;
+/* The sums of each two tokens, side by side as i_matrix has them (paired 1), and back. */
+INLINE void int8_pairs(shape n, int paired, ivec acc[2][2][KERNEL_WIDTH])
+{
     UNROLL for (size_t b = 0; b < n.blocks; b++)
         UNROLL for (size_t i = 0; i < n.halves; i++)
-            UNROLL for (size_t t = 0; t < n.width; t += 2)
-                (pair ? i_pair : i_unpair)(&acc[b][i][t], &acc[b][i][t + 1]);
-#else
-    (void)n;
-    (void)acc;
-    (void)pair;
-#endif
+            UNROLL for (size_t t = 0; t + 1 < n.width; t += 2)
+                if (paired)
+                    i_pair(&acc[b][i][t], &acc[b][i][t + 1]);
+                else
+                    i_unpair(&acc[b][i][t], &acc[b][i][t + 1]);
 }
+#endif
 
 /* The same of MXFP4 weights and int8 operands: exact dots as int32, weights taken as 12 + twice
  * the e2m1 value, which the offset takes back. */
@@ -399,11 +398,13 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
         UNROLL for (size_t t = 0; t < n.width; t++)
             UNROLL for (size_t i = 0; i < n.halves; i++)
                 acc[b][i][t] = i_set1(x.offset[b * n.width + t]);
-    int8_pairs(n, acc, 1);
+#ifdef VEC_MATRIX
+    if (n.width % 2 == 0) int8_pairs(n, 1, acc);
+#endif
     for (size_t j = 0; j < KERNEL_BLOCK / 8; j++, at += s->stride, x.codes += 2 * word)
         UNROLL for (size_t b = 0; b < n.blocks; b++) {
             const uint8_t *lines = at + b * s->block;
-            line codes[2], w[2]; /* [half] */
+            line codes[2], w[2][2]; /* [half][nibble] */
             ahead = prefetch_lines(ahead, s->gap, 2);
             UNROLL for (size_t i = 0; i < n.halves; i++) codes[i] = l_load(lines + i * s->second);
 #ifdef VEC_MATRIX
@@ -415,17 +416,20 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
                 continue;
             }
 #endif
-            UNROLL for (size_t nibble = 0; nibble < 2; nibble++) {
+            UNROLL for (size_t i = 0; i < n.halves; i++) {
+                w[i][0] = l_e2m1_bytes(codes[i], 0);
+                w[i][1] = l_e2m1_bytes(codes[i], 1);
+            }
+            UNROLL for (size_t t = 0; t < n.width; t++) {
+                const uint8_t *q = x.codes + b * x_block + t * sizeof(uint32_t);
+                line low = l_word(q), high = l_word(q + word);
                 UNROLL for (size_t i = 0; i < n.halves; i++)
-                    w[i] = l_e2m1_bytes(codes[i], (int)nibble);
-                UNROLL for (size_t t = 0; t < n.width; t++) {
-                    line q = l_word(x.codes + b * x_block + nibble * word + t * sizeof(uint32_t));
-                    UNROLL for (size_t i = 0; i < n.halves; i++)
-                        acc[b][i][t] = i_dot(acc[b][i][t], w[i], q);
-                }
+                    acc[b][i][t] = i_dot2(acc[b][i][t], w[i][0], low, w[i][1], high);
             }
         }
-    int8_pairs(n, acc, 0);
+#ifdef VEC_MATRIX
+    if (n.width % 2 == 0) int8_pairs(n, 0, acc);
+#endif
     UNROLL for (size_t b = 0; b < n.blocks; b++)
         UNROLL for (size_t i = 0; i < n.halves; i++) {
             const uint8_t *scale = c->at + b * c->block + i * c->half;

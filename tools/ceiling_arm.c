@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ceiling_arm.c - loads and dot products of 64-bit Arm, from registers.
  *
- * Owns the instructions; ceiling.c owns the time.  SDOT, which not every Arm has, is run only at the
- * level that has it; it is written as itself, since not every arm_neon.h has it without flags. */
+ * Owns the instructions; ceiling.c owns the time.  SDOT and SMMLA, which not every Arm has, are run
+ * only at the levels that have them; they are written as themselves, since not every arm_neon.h has
+ * them without flags. */
 #include "ceiling.h"
 
 #if defined(__aarch64__)
@@ -14,8 +15,10 @@
 
 #if defined(__clang__)
 #define DOTPROD __attribute__((target("dotprod")))
+#define I8MM    __attribute__((target("i8mm")))
 #else
 #define DOTPROD __attribute__((target("arch=armv8.2-a+dotprod")))
+#define I8MM    __attribute__((target("arch=armv8.2-a+i8mm")))
 #endif
 
 /* ---- reading --------------------------------------------------------------------------------- */
@@ -103,6 +106,20 @@ DOTPROD INLINE uint64_t sdot_q(uint64_t rounds, size_t n)
     return rounds * n;
 }
 
+I8MM INLINE uint64_t smmla_q(uint64_t rounds, size_t n)
+{
+    int32x4_t a[CEILING_ACCUMULATORS];
+    int8x16_t x = vdupq_n_s8(1);
+    CEILING_UNROLLED
+    for (size_t i = 0; i < n; i++) a[i] = vdupq_n_s32((int)i);
+    for (uint64_t r = 0; r < rounds; r++) CEILING_UNROLLED
+    for (size_t i = 0; i < n; i++)
+        __asm__ volatile("smmla %0.4s, %1.16b, %1.16b" : "+w"(a[i]) : "w"(x));
+    CEILING_UNROLLED
+    for (size_t i = 0; i < n; i++) __asm__ volatile("" : : "w"(a[i]));
+    return rounds * n;
+}
+
 #define VARIANT(attribute, name, n)                                                                \
     attribute static uint64_t name##_##n(uint64_t rounds)                                          \
     {                                                                                              \
@@ -119,18 +136,29 @@ VARIANT(DOTPROD, sdot_q, 8)
 VARIANT(DOTPROD, sdot_q, 12)
 VARIANT(DOTPROD, sdot_q, 16)
 VARIANT(DOTPROD, sdot_q, 24)
+VARIANT(I8MM, smmla_q, 8)
+VARIANT(I8MM, smmla_q, 12)
+VARIANT(I8MM, smmla_q, 16)
+VARIANT(I8MM, smmla_q, 24)
 
 static const ceiling_dot_kind FMA = {"fmla", 4, {fma_q_8, fma_q_12, fma_q_16, fma_q_24}},
                               MULL = {"smull + smull2 + addp + sadalp",
                                       16,
                                       {mull_q_8, mull_q_12, mull_q_16}},
-                              SDOT = {"sdot", 16, {sdot_q_8, sdot_q_12, sdot_q_16, sdot_q_24}};
+                              SDOT = {"sdot", 16, {sdot_q_8, sdot_q_12, sdot_q_16, sdot_q_24}},
+                              SMMLA = {
+                                  "smmla", 32, {smmla_q_8, smmla_q_12, smmla_q_16, smmla_q_24}};
 
 const ceiling_dot_kind *ceiling_dot_of(const char *isa, ceiling_operand operand)
 {
-    bool neon = strcmp(isa, "neon") == 0, dotprod = strcmp(isa, "neon_dotprod") == 0;
-    if (!neon && !dotprod) return &ceiling_dot_plain;
-    return operand != CEILING_INT8 ? &FMA : dotprod ? &SDOT : &MULL;
+    static const struct {
+        const char *isa;
+        const ceiling_dot_kind *of_int8;
+    } levels[] = {{"neon", &MULL}, {"neon_dotprod", &SDOT}, {"neon_i8mm", &SMMLA}};
+    for (size_t i = 0; i < sizeof levels / sizeof levels[0]; i++)
+        if (strcmp(isa, levels[i].isa) == 0)
+            return operand == CEILING_INT8 ? levels[i].of_int8 : &FMA;
+    return &ceiling_dot_plain;
 }
 
 #endif

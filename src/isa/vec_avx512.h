@@ -288,13 +288,14 @@ V_INLINE vec v_from_int(ivec a)
     return _mm512_cvtepi32_ps(a);
 }
 
-/* acc + the dots of four unsigned weights and four signed codes. */
-V_INLINE ivec i_dot(ivec acc, line w, line codes)
+/* acc + the dots of twice four unsigned weights, 0 to 24, and signed codes. */
+V_INLINE ivec i_dot2(ivec acc, line w0, line codes0, line w1, line codes1)
 {
 #ifdef VEC_VNNI
-    return _mm512_dpbusd_epi32(acc, w, codes);
+    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc, w0, codes0), w1, codes1);
 #else
-    __m512i pairs = _mm512_maddubs_epi16(w, codes); /* at most 2 * 24 * 127: no saturation */
+    __m512i pairs = /* at most 4 * 24 * 127: no saturation */
+        _mm512_add_epi16(_mm512_maddubs_epi16(w0, codes0), _mm512_maddubs_epi16(w1, codes1));
     return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 #endif
 }
