@@ -3,8 +3,9 @@
  *
  * A call ends when all its threads have come and its work is done.  So nobody can come to the
  * next call before all have come to this one, and its number, read on arrival, is that of the
- * thread's own call.  A thread that is still leaving call n reads its result while the others may
- * be in call n + 1, but not beyond, because that waits for him: two results are enough. */
+ * thread's own call.  A thread that is still leaving call n reads its result while others may be in
+ * the next calls, which need not wait for him otherwise: the next result is written when all have
+ * read the last. */
 #define _GNU_SOURCE
 #include "party.h"
 
@@ -16,18 +17,15 @@
 
 enum { CACHE_LINE = 64 };
 
-/* The arrivals word: threads that have come, but for thread 0; and this. */
-#define WAITING 0x80000000u /* thread 0 sleeps until the last has come */
-
-typedef struct result {
-    moe_status status;
-    char text[512]; /* of the error */
-} result;
+/* A word that thread 0 waits for has a number, and this. */
+#define WAITING 0x80000000u /* thread 0 sleeps until the number is the one it waits for */
 
 struct party {
     _Alignas(CACHE_LINE) atomic_uint call; /* number of the call */
-    atomic_uint arrivals;
-    result result[2]; /* of even calls and odd ones */
+    atomic_uint come;                      /* threads that have come to it, but for thread 0 */
+    atomic_uint leaving; /* threads that have yet to read the last call's result, which is: */
+    moe_status status;
+    char text[512]; /* of the error */
 };
 
 static threads *team_of(party *p)
@@ -47,36 +45,44 @@ threads *party_open(party *p, int nth, int processors)
     return team;
 }
 
-static void await_arrivals(party *p, unsigned others)
+static void await(atomic_uint *word, unsigned number)
 {
-    unsigned a = atomic_load(&p->arrivals);
-    for (wait_budget w = {0, 0}; (a & ~WAITING) != others;) {
+    unsigned a = atomic_load(word);
+    for (wait_budget w = {0, 0}; (a & ~WAITING) != number;) {
         if (!wait_spin(&w) &&
-            ((a & WAITING) != 0 || atomic_compare_exchange_strong(&p->arrivals, &a, a | WAITING)))
-            wait_sleep(&p->arrivals, a | WAITING, WAIT_CALLER);
-        a = atomic_load(&p->arrivals);
+            ((a & WAITING) != 0 || atomic_compare_exchange_strong(word, &a, a | WAITING)))
+            wait_sleep(word, a | WAITING, WAIT_CALLER);
+        a = atomic_load(word);
     }
-    atomic_store(&p->arrivals, 0);
+}
+
+/* Adds to a word that thread 0 may wait for. */
+static void add(atomic_uint *word, unsigned change)
+{
+    if ((atomic_fetch_add(word, change) & WAITING) != 0) wait_wake(word, 1, WAIT_CALLER);
 }
 
 moe_status party_close(party *p, int nth, moe_status status)
 {
-    unsigned call = atomic_load(&p->call);
-    result *r = &p->result[call % 2];
-    r->status = status;
-    strncpy(r->text, status == MOE_OK ? "" : moe_last_error(), sizeof r->text - 1);
-    await_arrivals(p, (unsigned)nth - 1);
-    threads_release(team_of(p), &p->call, call + 1);
+    unsigned others = (unsigned)nth - 1;
+    await(&p->come, others);
+    await(&p->leaving, 0);
+    p->status = status;
+    strncpy(p->text, status == MOE_OK ? "" : moe_last_error(), sizeof p->text - 1);
+    atomic_store(&p->come, 0);
+    atomic_store(&p->leaving, others);
+    threads_release(team_of(p), &p->call, atomic_load(&p->call) + 1);
     return status;
 }
 
 moe_status party_join(party *p, int ith)
 {
     unsigned call = atomic_load(&p->call);
-    if ((atomic_fetch_add(&p->arrivals, 1) & WAITING) != 0) wait_wake(&p->arrivals, 1, WAIT_CALLER);
+    add(&p->come, 1);
     fpenv saved = fpenv_enter();
     threads_join(team_of(p), (size_t)ith, &p->call, call);
     fpenv_leave(saved);
-    const result *r = &p->result[call % 2];
-    return r->status == MOE_OK ? MOE_OK : error_set(r->status, "%s", r->text);
+    moe_status status = p->status == MOE_OK ? MOE_OK : error_set(p->status, "%s", p->text);
+    add(&p->leaving, UINT_MAX); /* - 1 */
+    return status;
 }

@@ -125,7 +125,8 @@ static void set_loop(threads *t, size_t n, void (*body)(void *arg, size_t i), vo
 
 /* ---- the loop's caller ----------------------------------------------------------------------- */
 
-/* No thread is inside, and none can enter: the word is the caller's. */
+/* No thread is inside, and none can enter: the word is the caller's, but for the rounds that a
+ * release adds late; that one of them is lost here is no loss. */
 static unsigned next_round(const threads *t)
 {
     return (atomic_load_explicit(&t->entry, memory_order_relaxed) & ~(ROUND - 1)) + ROUND;
@@ -220,11 +221,12 @@ void threads_join(threads *t, size_t w, const atomic_uint *word, unsigned value)
 }
 
 /* The word first, then a new round: who sees the round sees the word, and who slept on the old
- * round is woken. */
+ * round is woken.  Who sees the word may already be the caller of the next loop: the entry word is
+ * his then, so that the round is added to it and what else it says stays. */
 void threads_release(threads *t, atomic_uint *word, unsigned value)
 {
     atomic_store(word, value);
-    atomic_store(&t->entry, next_round(t));
+    atomic_fetch_add(&t->entry, ROUND);
     if (atomic_load(&t->sleepers) > 0) wait_wake(&t->entry, INT_MAX, WAIT_WORKER);
 }
 

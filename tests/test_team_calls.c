@@ -4,6 +4,7 @@
 #include <dirent.h>
 #include <fenv.h>
 #include <pthread.h>
+#include <sched.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -202,6 +203,65 @@ static void test_parts_make_no_threads(void **state)
     assert_memory_equal(output, jobs[0].expected, jobs[0].bytes);
     assert_int_equal(count_tasks(), before);
     free(output);
+    end_context(context);
+}
+
+/* ---- threads that change places -------------------------------------------------------------- */
+
+/* Calls of 1 to MOST parts, by threads that have another part in each call or none; every other
+ * call is an error.  The next call begins as soon as one part of this one has returned. */
+enum { SWAPS = 600 };
+
+typedef struct swap {
+    pthread_t thread;
+    moe_context *context;
+    atomic_uint *returned; /* calls that a part has returned from */
+    unsigned char **output;
+    unsigned number, wrong;
+} swap;
+
+static void *run_swaps(void *arg)
+{
+    swap *s = arg;
+    for (unsigned i = 0; i < SWAPS; i++) {
+        const struct job *j = &jobs[i / 2 % JOBS];
+        int32_t nth = (int32_t)(layer_random(5, i, 0) % MOST + 1),
+                ith = (int32_t)((s->number + layer_random(6, i, 0)) % MOST);
+        moe_tkg_args args = j->l.args;
+        if (i % 2 == 0) args.hidden_input = NULL;
+        while (atomic_load(s->returned) < i) sched_yield();
+        if (ith >= nth) continue;
+        moe_status status = moe_tkg_part(s->context, ith, nth, &args, s->output[i], j->bytes);
+        s->wrong +=
+            i % 2 == 0
+                ? status != MOE_E_NULL_ARG || strstr(moe_last_error(), "hidden_input") == NULL
+                : status != MOE_OK || memcmp(s->output[i], j->expected, j->bytes) != 0;
+        unsigned seen = atomic_load(s->returned);
+        while (seen <= i && !atomic_compare_exchange_weak(s->returned, &seen, i + 1)) continue;
+    }
+    return NULL;
+}
+
+static void test_parts_change_places(void **state)
+{
+    (void)state;
+    swap s[MOST];
+    atomic_uint returned = 0;
+    unsigned char *output[SWAPS];
+    moe_context *context = make_plain_context(1);
+    for (unsigned i = 0; i < SWAPS; i++) {
+        output[i] = malloc(jobs[i / 2 % JOBS].bytes);
+        assert_non_null(output[i]);
+    }
+    for (unsigned n = 0; n < MOST; n++) {
+        s[n] = (swap){.context = context, .returned = &returned, .output = output, .number = n};
+        assert_int_equal(pthread_create(&s[n].thread, NULL, run_swaps, &s[n]), 0);
+    }
+    for (unsigned n = 0; n < MOST; n++) {
+        pthread_join(s[n].thread, NULL);
+        assert_int_equal(s[n].wrong, 0);
+    }
+    for (unsigned i = 0; i < SWAPS; i++) free(output[i]);
     end_context(context);
 }
 
@@ -509,6 +569,7 @@ int main(void)
         cmocka_unit_test(test_parts_give_the_same_bits),
         cmocka_unit_test(test_parts_beside_others),
         cmocka_unit_test(test_parts_make_no_threads),
+        cmocka_unit_test(test_parts_change_places),
         cmocka_unit_test(test_all_parts_see_the_error),
         cmocka_unit_test(test_bad_part_numbers),
         cmocka_unit_test(test_waiting_parts),
