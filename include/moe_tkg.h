@@ -69,7 +69,7 @@ extern "C" {
 typedef enum moe_status {
     MOE_OK = 0,
     MOE_E_NULL_ARG, /* a required pointer or parameter is missing */
-    MOE_E_ABI,      /* struct_size is of no version that this library knows */
+    MOE_E_ABI,      /* struct_size, or experts, are of no version that this library knows */
     MOE_E_BAD_ENUM, /* an enumerator or a 0/1 flag is out of range */
     MOE_E_VALUE,    /* a scalar has no usable value (a NaN limit, block_size 0, 10,000 threads) */
     MOE_E_DIM,   /* a dimension is zero or negative where that has no meaning, or a rank is wrong */
@@ -81,12 +81,12 @@ typedef enum moe_status {
     MOE_E_OVERFLOW,     /* a size does not fit in size_t, or the output buffer is too small */
     MOE_E_EXPERT_INDEX, /* an expert_index outside [0, E_L) */
     MOE_E_RANK_RANGE,   /* rank_id selects affinity columns outside [0, E) */
-    MOE_E_ALIGN,        /* a pointer is not aligned to its element */
+    MOE_E_ALIGN,        /* a pointer or a stride is not aligned to its element */
     /* the output overlaps an input (output == hidden_input is fine if both have as many bytes) */
     MOE_E_ALIAS,
     MOE_E_NOMEM, /* memory ran out; nothing is lost, the call can be repeated */
     MOE_E_ISA,   /* an ISA level that this machine or this build does not have */
-    MOE_E_BUSY   /* the context is in use by another thread */
+    MOE_E_BUSY   /* the context or the experts are in use by another thread */
 } moe_status;
 
 /* "MOE_E_SHAPE" etc.; "unknown moe_status" for anything else.  Never NULL. */
@@ -447,7 +447,8 @@ static inline moe_experts_args moe_experts_args_init(void)
     return args;
 }
 
-/* Dense [E_L, rows, columns] of one tensor: columns in k, so half as many bytes of e2m1_x2. */
+/* Dense [E_L, rows, columns] of one tensor: columns in k, so half as many bytes of e2m1_x2.  Strides
+ * that do not fit wrap around; no array of such a size is accepted. */
 static inline moe_array moe_array_dense(const void *data, moe_dtype dtype, int64_t rows,
                                         int64_t columns)
 {
@@ -456,8 +457,9 @@ static inline moe_array moe_array_dense(const void *data, moe_dtype dtype, int64
     a.dtype = dtype;
     a.data = data;
     a.column_stride = (int64_t)moe_dtype_size(dtype);
-    a.row_stride = dtype == MOE_E2M1_X2 ? columns / 2 : columns * a.column_stride;
-    a.expert_stride = rows * a.row_stride;
+    a.row_stride = dtype == MOE_E2M1_X2 ? columns / 2
+                                        : (int64_t)((uint64_t)columns * (uint64_t)a.column_stride);
+    a.expert_stride = (int64_t)((uint64_t)rows * (uint64_t)a.row_stride);
     return a;
 }
 
@@ -481,7 +483,8 @@ MOE_API moe_status moe_experts_create(moe_context *context, const moe_experts_ar
                                       moe_experts **experts);
 
 /* Frees.  MOE_E_BUSY, and nothing happens, while a call uses them.  NULL is fine.  Use after that
- * is undefined. */
+ * is undefined.  After a fork the child may go on using its copy, and destroy it unless a call used
+ * them at the fork: that never ends there. */
 MOE_API moe_status moe_experts_destroy(moe_experts *experts);
 
 /* What is packed. */
@@ -504,12 +507,12 @@ MOE_API moe_status moe_experts_describe(const moe_experts *experts, moe_experts_
  * bytes, at least what moe_tkg_output() says, aligned to one element; untouched on error; may be
  * hidden_input's memory itself if both have as many bytes.  NULL is fine when T = 0.
  *
- * Cost: each expert that runs is read once.  Without experts its weights are packed first, in
- * every call, which takes several times as long as the rest at small T.  Scratch, kept by a
- * context: 6 to 8 bytes for each of T * H; operands of at most 512 rows (a pass), each up to
- * 4 * (H + I) bytes; 4 * H bytes for each of T * K rows (all-expert: at most 512); all-expert mode
- * adds 24 bytes for each of T * E_L; without experts about 64 MB of them, one at least.  The
- * calling thread cannot be cancelled inside. */
+ * Cost: each expert that runs is read once.  Without packed experts its weights are packed first,
+ * in every call, which takes several times as long as the rest at small T.  Scratch, kept by a
+ * context: for that about 64 MB of packed experts (one at least); 8 bytes or
+ * less for each of T * H; for each of T * K rows (in all-expert mode T * E_L, at most 512) 4 * H
+ * bytes, and for at most 512 of them 4 * (H + I) or less; 24 to 64 for each of T * K (T * E_L).
+ * The calling thread cannot be cancelled inside. */
 MOE_API moe_status moe_tkg(moe_context *context, const moe_tkg_args *args, void *output,
                            size_t output_bytes);
 

@@ -26,13 +26,17 @@ const allocator memory_default = {allocate, release, NULL};
 
 /* ---- large blocks ---------------------------------------------------------------------------- */
 
-enum { HUGE_PAGE = 2 << 20, LARGE = 2 * HUGE_PAGE };
+enum {
+    PAGE = 64 << 10, /* a multiple of the pages of every machine: Arm's may be 4, 16 or 64 KB */
+    HUGE_PAGE = 2 << 20,
+    LARGE = 2 * HUGE_PAGE
+};
 
 /* A block that begins with a huge page; what the mapping has before and after it is given back. */
 static void *map(size_t bytes)
 {
     size_t mapped, whole;
-    if (!checked_round_up(bytes, 4096, &bytes) || !checked_add(bytes, HUGE_PAGE, &mapped))
+    if (!checked_round_up(bytes, PAGE, &bytes) || !checked_add(bytes, HUGE_PAGE, &mapped))
         return NULL;
     char *at = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (at == MAP_FAILED) return NULL;
@@ -51,10 +55,12 @@ static void *allocate_large(size_t bytes, size_t alignment, void *user)
 
 static void release_large(void *block, size_t bytes, void *user)
 {
-    if (bytes < LARGE)
+    if (bytes < LARGE) {
         release(block, bytes, user);
-    else
-        munmap(block, bytes);
+        return;
+    }
+    checked_round_up(bytes, PAGE, &bytes); /* as map did */
+    munmap(block, bytes);
 }
 
 const allocator memory_large = {allocate_large, release_large, NULL};

@@ -321,6 +321,28 @@ static void test_sizes(void **state)
         }
 }
 
+/* What moe_array_dense makes of dimensions that do not fit is an error, and no small array. */
+static void test_dense_too_large(void **state)
+{
+    static const int64_t large[] = {INT64_MAX, INT64_MAX - 31, (int64_t)1 << 62, (int64_t)1 << 61,
+                                    (int64_t)1 << 32};
+    static const moe_dtype types[] = {MOE_BF16, MOE_F32, MOE_E4M3FN};
+    (void)state;
+    for (size_t i = 0; i < COUNT(large) * COUNT(large); i++)
+        for (size_t t = 0; t < COUNT(types); t++) {
+            moe_experts_args a = moe_experts_args_init();
+            size_t bytes = 1;
+            a.E_L = 2;
+            a.H = large[i / COUNT(large)];
+            a.I = large[i % COUNT(large)];
+            a.gate.weights = moe_array_dense(&a, types[t], a.I, a.H);
+            a.up.weights = moe_array_dense(&a, types[t], a.I, a.H);
+            a.down.weights = moe_array_dense(&a, types[t], a.H, a.I);
+            assert_int_not_equal(moe_experts_bytes(NULL, &a, &bytes), MOE_OK);
+            assert_int_equal(bytes, 1);
+        }
+}
+
 /* Exactly what is allocated and given back. */
 typedef struct counts {
     size_t allocated[16], released[16];
@@ -491,8 +513,7 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_fields),   cmocka_unit_test(test_descriptions),
         cmocka_unit_test(test_sizes),    cmocka_unit_test(test_bytes_are_exact),
-        cmocka_unit_test(test_describe),
-
+        cmocka_unit_test(test_describe), cmocka_unit_test(test_dense_too_large),
         cmocka_unit_test(test_at_once),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
