@@ -169,10 +169,11 @@ typedef enum moe_activation {
 /* What the hidden input and the intermediate are rounded to before the products
  * (docs/numerics.md). */
 typedef enum moe_act_mode {
-    MOE_ACT_DEFAULT = 0, /* MXFP8 with MX weights, EXACT otherwise: the operator's own definition */
-    MOE_ACT_EXACT,       /* not quantised.  All weights */
-    MOE_ACT_MXFP8,       /* quantised to MXFP8 in the weights' blocks.  MXFP4 and MXFP8 weights */
-    MOE_ACT_INT8         /* quantised to int8 in the weights' blocks.  MXFP4 weights */
+    /* MXFP8 with MX weights in the operator's layouts, EXACT otherwise: the operator's own definition */
+    MOE_ACT_DEFAULT = 0,
+    MOE_ACT_EXACT, /* not quantised.  All weights */
+    MOE_ACT_MXFP8, /* quantised to MXFP8 in the weights' blocks.  MXFP4 and MXFP8 weights */
+    MOE_ACT_INT8   /* quantised to int8 in the weights' blocks.  MXFP4 weights */
 } moe_act_mode;
 
 /* An optional number: 0 is a value, so "given" is said apart. */
@@ -199,11 +200,11 @@ typedef struct moe_tkg_args {
     const moe_tensor *hidden_input;
     /* [E_L, H, 2, I], gate at index 0 of the third dimension and up at 1: bf16, f16, f32, e4m3.
      * MX [E_L, 128, 2, nH, I]
-     * Required. */
+     * Required without experts. */
     const moe_tensor *expert_gate_up_weights;
     /* [E_L, I, H]: may differ in dtype from gate/up, but is MX if and only if gate/up is.
      * MX [E_L, I_p, nI, H]
-     * Required. */
+     * Required without experts. */
     const moe_tensor *expert_down_weights;
     /* [T, E]: bf16, f16, f32.  Required with POST_SCALE (unless expert_affinities_eager is given),
      * else not read. */
@@ -469,7 +470,8 @@ MOE_API moe_status moe_experts_bytes(moe_context *context, const moe_experts_arg
                                      size_t *bytes);
 
 /* Packs the experts of a layer into *experts (NULL on failure), on context's threads and with its
- * allocator (NULL: the calling thread alone, mapped pages, huge ones where the system gives them).
+ * own allocator, if it has one, else on mapped pages, huge ones where the system gives them.
+ * context NULL: on the calling thread alone.
  * The sources may be freed afterwards; beside the result nothing of their size is allocated.
  * The result never changes, serves any number of threads, contexts and ISA levels at once, and
  * needs no context to live on (an own allocator must).
@@ -505,8 +507,9 @@ MOE_API moe_status moe_experts_describe(const moe_experts *experts, moe_experts_
  * bytes, at least what moe_tkg_output() says, aligned to one element; untouched on error; may be
  * hidden_input's memory itself if both have as many bytes.  NULL is fine when T = 0.
  *
- * Cost: without packed experts the weights of every expert that runs are packed in every call.
- * Scratch, kept by a context: for that about 64 MB of packed experts (one at least); 8 bytes or
+ * Cost: each expert that runs is read once.  Without packed experts its weights are packed first,
+ * in every call, which takes several times as long as the rest at small T.  Scratch, kept by a
+ * context: for that about 64 MB of packed experts (one at least); 8 bytes or
  * less for each of T * H; for each of T * K rows (in all-expert mode T * E_L, at most 512) 4 * H
  * bytes, and for at most 512 of them 4 * (H + I) or less; 24 to 64 for each of T * K (T * E_L).
  * The calling thread cannot be cancelled inside. */

@@ -114,8 +114,7 @@ static size_t weight_bytes(const problem *p, const call_plan *plan)
     return experts * plan->layout.bytes;
 }
 
-/* The call after its check, on team or, if that is NULL, on what the context has.  A thread that is
- * cancelled here would leave its context, and its experts, without an owner. */
+/* The call after its check, on team or, if that is NULL, on what the context has. */
 static moe_status run(moe_context *context, threads *team, const problem *p, void *output)
 {
     call_plan plan;
@@ -132,7 +131,8 @@ static moe_status run(moe_context *context, threads *team, const problem *p, voi
     return MOE_OK;
 }
 
-/* A whole call.  A thread that is cancelled in here would leave its context without an owner. */
+/* A whole call.  A thread that is cancelled in here would leave its context, and its experts,
+ * without an owner. */
 static moe_status compute(moe_context *context, threads *team, const moe_tkg_args *args,
                           void *output, size_t output_bytes)
 {

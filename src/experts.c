@@ -205,10 +205,13 @@ static size_t mean_bytes(const packing *p, const block *b, const moe_experts *x)
     size_t E_L = p->source.E_L, sum = 0;
     if (p->coding != NULL) return (b->bytes - b->base) / E_L;
     for (size_t e = 0; e < E_L; e++) {
-        size_t unread =
-            kernel_panel_bytes(l->down, 2, l->mid_k) - kernel_panel_bytes(l->down, 2, x->mid_k[e]);
         size_t panels = l->gate_up_panels - (x->mid_k[e] + KERNEL_ROWS - 1) / KERNEL_ROWS;
-        sum += l->bytes - panels * l->gate_up_bytes - l->down_panels * unread;
+        sum += l->bytes - panels * l->gate_up_bytes;
+        for (size_t n = 0; n < l->down_panels; n++) {
+            size_t halves = pack_down_panel(l, x->base, n, l->mid_k).halves;
+            sum -= kernel_panel_bytes(l->down, halves, l->mid_k) -
+                   kernel_panel_bytes(l->down, halves, x->mid_k[e]);
+        }
     }
     return sum / E_L;
 }

@@ -317,13 +317,11 @@ static void run_pass(forward *f)
 {
     const pack_layout *l = f->l;
     const size_t blocks = pieces(l->gate_up_panels, BLOCK_PANELS);
-    if (f->p->experts == NULL)
-        threads_loop(f->team, f->pass.slots * pack_items(l), pack_panels, f);
+    if (f->p->experts == NULL) threads_loop(f->team, f->pass.slots * pack_items(l), pack_panels, f);
     threads_loop(f->team, f->pass.terms, hidden_tile, f);
     threads_loop(f->team, f->pass.groups * blocks, gate_up_block, f);
     threads_loop(f->team, f->pass.groups * l->down_panels, down_rows, f);
-    if (f->p->all_expert)
-        threads_loop(f->team, pieces(f->p->axis.H, STORE_COLUMNS), add_pass, f);
+    if (f->p->all_expert) threads_loop(f->team, pieces(f->p->axis.H, STORE_COLUMNS), add_pass, f);
 }
 
 void forward_run(call_plan *plan, const kernel_table *kernels, threads *team, uint8_t *scratch,

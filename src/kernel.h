@@ -2,9 +2,10 @@
 /* kernel.h - THE CONTRACT between the data path and the kernels: packed panels, operands, kernel
  * tables.
  *
- * pack.c is the only writer of panels, the kernels' quantize functions are the only ones of operands
- * (quantize.c interleaves rows to tiles), src/isa/ holds the only readers.  A kernel gives the bits
- * that docs/numerics.md defines; src/isa/scalar.c is that definition in C.
+ * pack.c and the pack_*.c beside it are the only writers of panels, the kernels' quantize functions
+ * and quantize_tile, which interleaves rows, the only writers of operands, src/isa/ holds the only
+ * readers.  A kernel gives the bits that docs/numerics.md defines; src/isa/scalar.c is that
+ * definition in C.
  *
  * PANELS.  A panel is two halves of KERNEL_ROWS output rows each and their whole k axis: one
  * stream of 64-byte lines, read once from front to back.  A gate_up panel holds rows of gate and
@@ -208,10 +209,10 @@ static inline size_t kernel_int8_k(size_t i)
 /* Bits of one element of a line (bf12: of its line of codes). */
 static inline size_t kernel_bits(kernel_format f)
 {
-    return f == FORMAT_F32                           ? 32
-           : f == FORMAT_BF16 || f == FORMAT_F16     ? 16
-           : f == FORMAT_MXFP4 || f == FORMAT_BF12   ? 4
-                                                     : 8;
+    return f == FORMAT_F32                         ? 32
+           : f == FORMAT_BF16 || f == FORMAT_F16   ? 16
+           : f == FORMAT_MXFP4 || f == FORMAT_BF12 ? 4
+                                                   : 8;
 }
 
 /* k of one line. */
@@ -220,7 +221,7 @@ static inline size_t kernel_line_k(kernel_format f)
     return 32 / kernel_bits(f);
 }
 
-/* Where a line of `bits` (16: bf16) wide elements has term k of row r: the bit. */
+/* Where a line of f's elements (bf12: of its codes) has term k of row r: the bit. */
 static inline size_t kernel_bit_at(kernel_format f, size_t r, size_t k)
 {
     switch (kernel_bits(f)) {

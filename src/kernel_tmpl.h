@@ -2,9 +2,9 @@
 /* kernel_tmpl.h - the vector kernels, written once over the vocabulary of an instruction set
  * (src/isa/vec_*.h).
  *
- * Included by src/isa/<isa>.c after its vocabulary.  A vec holds KERNEL_ROWS f32, one for each
- * output row of half a panel, so that a sum over k is never split: every width of register gives
- * the same bits.  The loops:
+ * Included by src/isa/<isa>.c after its vocabulary; kernel_dot.h and kernel_act.h are parts of it.
+ * A vec holds KERNEL_ROWS f32, one for each output row of half a panel, so that a sum over k is
+ * never split: every width of register gives the same bits.  The loops:
  *
  *     for each span of 512 k of the panel
  *         for each tile of tokens                       (one instance for each width of tile)
@@ -20,275 +20,12 @@
  * VEC_WIDTH and VEC_WIDTH_MX, the widest tiles with plain and with MX weights; VEC_SUMS, how many
  * vec accumulators stay in registers; VEC_FEW where registers are so few that halves take turns
  * within a pair of k; VEC_BF16 where the word for OPERAND_BF16 exists; VEC_MATRIX where
- * words exist for the int8 dots of two tokens at once. */
-#include "kernel.h"
-#include "numeric.h"
+ * words exist for the int8 dots of two tokens at once; VEC_AHEAD, if another distance than the one
+ * below suits the prefetches of a single tile. */
+#include "kernel_dot.h"
+
+#include "kernel_act.h"
 #include "quantize_block.h"
-
-#define INLINE static inline __attribute__((always_inline))
-
-/* Before a loop over what is kept in registers. */
-#if defined(__clang__)
-#define UNROLL _Pragma("clang loop unroll(full)")
-#pragma clang diagnostic ignored "-Wpass-failed" /* where a bound is known only after inlining */
-#else
-#define UNROLL _Pragma("GCC unroll 16")
-#endif
-
-#ifndef VEC_AHEAD
-#define VEC_AHEAD 8704 /* bytes that a panel is prefetched ahead: docs/performance.md */
-#endif
-
-/* The sums of a panel, [half][token][row]. */
-typedef float panel_sums[2][KERNEL_TOKENS][KERNEL_ROWS];
-
-/* Terms [first, end) of a panel's k and the lines that hold them. */
-typedef struct span {
-    const kernel_panel *panel;
-    const uint8_t *lines;  /* of half 0, term first; MX: the group's scale bytes */
-    size_t stride, second; /* bytes from line to line of a half; from half 0 to half 1, 0 if none */
-    size_t block;          /* MX: bytes from block to block of a group */
-    const uint8_t *ahead;  /* what is prefetched while the first line is used, and how far on when */
-    size_t gap;            /* the next line is */
-    size_t first, end;
-    const kernel_bf12_escape *escapes; /* bf12: of the span's first chunk */
-} span;
-
-/* ---- units of weights: the lines that are decoded together ----------------------------------- */
-
-INLINE size_t unit_pairs(kernel_format f)
-{
-    return f == FORMAT_MXFP4 || f == FORMAT_BF12                                     ? 4
-           : f == FORMAT_E4M3_IEEE || f == FORMAT_E4M3FN || f == FORMAT_MXFP8 ? 2
-                                                                                     : 1;
-}
-
-INLINE size_t unit_lines(kernel_format f)
-{
-    return f == FORMAT_BF12 ? 3 : f == FORMAT_F32 ? 2 : 1;
-}
-
-typedef struct unit {
-    const uint8_t *at;
-    line a, b, c;
-} unit;
-
-INLINE unit unit_load(const uint8_t *at, size_t stride, kernel_format f)
-{
-    unit u;
-    u.at = at;
-    switch (f) {
-    case FORMAT_F32:
-    case FORMAT_F16: break;
-    case FORMAT_E4M3_IEEE: l_e4m3(l_load(at), 1, &u.a, &u.b); break;
-    case FORMAT_E4M3FN:
-    case FORMAT_MXFP8: l_e4m3(l_load(at), 0, &u.a, &u.b); break;
-    case FORMAT_BF12: u.c = l_load(at + 2 * stride); u.b = l_load(at + stride); /* fall through */
-    default: u.a = l_load(at);
-    }
-    return u;
-}
-
-/* Pair j (terms 2j and 2j+1 of every row) of a unit as bf16. */
-INLINE line unit_pair(const unit *u, size_t j, kernel_format f, const l_table *table)
-{
-    switch (f) {
-    case FORMAT_BF16: return u->a;
-    case FORMAT_MXFP4: return l_e2m1(u->a, (int)j);
-    case FORMAT_BF12: return l_bf12(u->a, j < 2 ? u->b : u->c, (int)j, table);
-    default: return l_e4m3_pair(u->a, u->b, (int)j);
-    }
-}
-
-/* The same as two vectors of f32, any format. */
-INLINE void unit_f32(const unit *u, size_t j, size_t stride, kernel_format f, const l_table *table,
-                     vec *even, vec *odd)
-{
-    if (f == FORMAT_F32) {
-        *even = v_load((const float *)(const void *)u->at);
-        *odd = v_load((const float *)(const void *)(u->at + stride));
-    } else if (f == FORMAT_F16) {
-        *even = v_from_f16(u->at);
-        *odd = v_from_f16(u->at + KERNEL_LINE / 2);
-    } else {
-        line pair = unit_pair(u, j, f, table);
-        *even = v_even(pair);
-        *odd = v_odd(pair);
-    }
-}
-
-/* ---- dots ------------------------------------------------------------------------------------ */
-
-/* What a tile keeps in registers: the dots of so many tokens, halves and blocks. */
-typedef struct shape {
-    size_t width, halves, blocks;
-} shape;
-
-typedef vec accs[2][2][KERNEL_WIDTH]; /* [block][half][token] */
-
-/* Both halves at once if they fit.  Of MX weights also two blocks, whose dots do not wait for each
- * other, if what decoding takes fits beside them; one or two tokens wait for memory instead, which
- * likes lines in order (docs/performance.md). */
-INLINE shape shape_of(size_t width, kernel_format f, kernel_operand o)
-{
-    const size_t halves = 2 * width <= VEC_SUMS ? 2 : 1;
-    const size_t room = f == FORMAT_MXFP8      ? VEC_SUMS / 3
-                        : o == OPERAND_INT8 ? VEC_SUMS * 2 / 3
-                                               : VEC_SUMS;
-    const int both = kernel_is_mx(f) && width > 2 && 2 * halves * width <= room;
-    return (shape){width, halves, both ? 2 : 1};
-}
-
-INLINE void accs_clear(shape n, accs acc)
-{
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t m = 0; m < n.halves; m++)
-            UNROLL for (size_t t = 0; t < n.width; t++) acc[b][m][t] = v_zero();
-}
-
-INLINE size_t pair_bytes(size_t width, kernel_operand o)
-{
-    return width * (o == OPERAND_BF16 ? 1 : 2) * sizeof(uint32_t);
-}
-
-/* acc[t] = fma(x[2j], w[2j], fma(x[2j+1], w[2j+1], acc[t])) for both halves of a pair of one
- * block. */
-INLINE void dot_pair(const unit *u, size_t j, size_t stride, const uint8_t *x, shape n,
-                     kernel_format f, kernel_operand o, const l_table *table,
-                     vec acc[2][KERNEL_WIDTH])
-{
-#ifdef VEC_BF16
-    if (o == OPERAND_BF16) {
-        line w[2];
-        UNROLL for (size_t m = 0; m < n.halves; m++) w[m] = unit_pair(&u[m], j, f, table);
-        UNROLL for (size_t t = 0; t < n.width; t++) {
-            line pair = l_word(x + t * sizeof(uint32_t));
-            UNROLL for (size_t m = 0; m < n.halves; m++)
-                acc[m][t] = v_dot_bf16(acc[m][t], w[m], pair);
-        }
-        return;
-    }
-#endif
-    const float *xf = (const float *)(const void *)x;
-    vec even[2], odd[2];
-#ifdef VEC_FEW
-    UNROLL for (size_t m = 0; m < n.halves; m++) {
-        unit_f32(&u[m], j, stride, f, table, &even[m], &odd[m]);
-        UNROLL for (size_t t = 0; t < n.width; t++)
-            acc[m][t] = v_fma(v_set1(xf[t]), even[m],
-                              v_fma(v_set1(xf[n.width + t]), odd[m], acc[m][t]));
-    }
-#else
-    UNROLL for (size_t m = 0; m < n.halves; m++)
-        unit_f32(&u[m], j, stride, f, table, &even[m], &odd[m]);
-    UNROLL for (size_t t = 0; t < n.width; t++) {
-        vec x1 = v_set1(xf[n.width + t]), x0 = v_set1(xf[t]);
-        UNROLL for (size_t m = 0; m < n.halves; m++)
-            acc[m][t] = v_fma(x0, even[m], v_fma(x1, odd[m], acc[m][t]));
-    }
-#endif
-    (void)o;
-}
-
-/* The first `pairs` pairs of a unit of each block; x: the tile's words of its first pair, x_block
- * bytes from block to block. */
-INLINE void dot_unit(const uint8_t *at, const span *s, size_t pairs, const uint8_t *x,
-                     size_t x_block, shape n, kernel_format f, kernel_operand o,
-                     const l_table *table, accs acc)
-{
-    unit u[2][2];
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t m = 0; m < n.halves; m++)
-            u[b][m] = unit_load(at + b * s->block + m * s->second, s->stride, f);
-    UNROLL for (size_t j = 0; j < unit_pairs(f); j++) {
-        if (j >= pairs) break;
-        UNROLL for (size_t b = 0; b < n.blocks; b++)
-            dot_pair(u[b], j, s->stride, x + b * x_block + j * pair_bytes(n.width, o), n, f, o,
-                     table, acc[b]);
-    }
-}
-
-/* What is prefetched while the line at `at` is used: in the order of addresses, whatever that of
- * use is. */
-INLINE const uint8_t *ahead_of(const span *s, const uint8_t *at)
-{
-    return s->ahead + (size_t)(at - s->lines) / KERNEL_LINE * s->gap;
-}
-
-INLINE const uint8_t *prefetch_lines(const uint8_t *ahead, size_t gap, size_t lines)
-{
-    UNROLL for (size_t i = 0; i < lines; i++, ahead += gap) l_prefetch(ahead);
-    return ahead;
-}
-
-/* All pairs of `terms` terms of each block; at: the first block's lines. */
-INLINE void dot_terms(const uint8_t *at, const span *s, size_t terms, const uint8_t *x, shape n,
-                      kernel_format f, kernel_operand o, const l_table *table, accs acc)
-{
-    const size_t lines = unit_lines(f), per = unit_pairs(f);
-    const size_t x_block = terms / 2 * pair_bytes(n.width, o);
-    size_t pairs = terms / 2;
-    const uint8_t *ahead = ahead_of(s, at);
-    for (; pairs >= per; pairs -= per) {
-        ahead = prefetch_lines(ahead, s->gap, 2 * lines * n.blocks);
-        dot_unit(at, s, per, x, x_block, n, f, o, table, acc);
-        at += lines * s->stride;
-        x += per * pair_bytes(n.width, o);
-    }
-    if (per > 1 && pairs > 0) dot_unit(at, s, pairs, x, x_block, n, f, o, table, acc);
-}
-
-/* ---- bf12: chunks with escapes --------------------------------------------------------------- */
-
-/* The chunk's lines as those of a bf16 panel, escapes in their places. */
-static void bf12_patch(const uint8_t *at, const span *s, size_t terms,
-                       const kernel_bf12_escape *escapes, size_t count, const l_table *table,
-                       uint8_t *wide)
-{
-    for (size_t j = 0; j < terms / 2; j++)
-        for (size_t m = 0; m < 2; m++) {
-            unit u = unit_load(at + j / 4 * 3 * s->stride + m * s->second, s->stride, FORMAT_BF12);
-            line pair = j % 4 == 0   ? unit_pair(&u, 0, FORMAT_BF12, table)
-                        : j % 4 == 1 ? unit_pair(&u, 1, FORMAT_BF12, table)
-                        : j % 4 == 2 ? unit_pair(&u, 2, FORMAT_BF12, table)
-                                     : unit_pair(&u, 3, FORMAT_BF12, table);
-            l_store(wide + (2 * j + m) * KERNEL_LINE, pair);
-        }
-    for (size_t i = 0; i < count; i++) {
-        size_t row = escapes[i].place % KERNEL_ROWS, k = escapes[i].place / KERNEL_ROWS;
-        size_t m = k / KERNEL_BLOCK, at_line = 2 * (k % KERNEL_BLOCK / 2) + m;
-        memcpy(wide + at_line * KERNEL_LINE + 4 * row + 2 * (k % 2), &escapes[i].value,
-               sizeof escapes[i].value);
-    }
-}
-
-INLINE void dot_bf12(const span *s, size_t m, const uint8_t *x, shape n, kernel_operand o, accs acc)
-{
-    const kernel_bf12_head *head = (const kernel_bf12_head *)(const void *)s->panel->stream;
-    const uint8_t *counts = s->panel->stream + sizeof *head + s->first / KERNEL_BLOCK;
-    const uint8_t *at = s->lines;
-    const kernel_bf12_escape *escapes = s->escapes;
-    const l_table table = l_bf12_table(head->exponent);
-    for (size_t k = s->first; k < s->end; k += KERNEL_BLOCK, counts++) {
-        size_t terms = s->end - k < KERNEL_BLOCK ? s->end - k : KERNEL_BLOCK;
-        if (__builtin_expect(*counts != 0, 0)) {
-            uint8_t wide[KERNEL_BLOCK * KERNEL_LINE] __attribute__((aligned(KERNEL_ALIGN)));
-            const span ready = {.panel = s->panel,
-                                .lines = wide,
-                                .stride = 2 * KERNEL_LINE,
-                                .second = KERNEL_LINE,
-                                .ahead = ahead_of(s, at),
-                                .gap = s->gap};
-            bf12_patch(at, s, terms, escapes, *counts, &table, wide);
-            dot_terms(wide + m * KERNEL_LINE, &ready, terms, x, n, FORMAT_BF16, o, NULL, acc);
-            escapes += *counts;
-        } else {
-            dot_terms(at + m * s->second, s, terms, x, n, FORMAT_BF12, o, &table, acc);
-        }
-        at += KERNEL_BLOCK / 8 * 3 * s->stride;
-        x += KERNEL_BLOCK / 2 * pair_bytes(n.width, o);
-    }
-}
 
 /* ---- a tile and a span ----------------------------------------------------------------------- */
 
@@ -306,11 +43,11 @@ INLINE void plain_tile(const span *s, size_t m, const uint8_t *x, size_t width, 
         dot_bf12(s, m, x, n, o, acc);
     else
         dot_terms(s->lines + m * s->second, s, s->end - s->first, x, n, f, o, NULL, acc);
-    UNROLL for (size_t i = 0; i < n.halves; i++)
-        UNROLL for (size_t t = 0; t < width; t++) {
-            float *at = sum[(m + i) * KERNEL_TOKENS + t];
-            v_store(at, v_add(v_load(at), acc[0][i][t]));
-        }
+    UNROLL for (size_t i = 0; i < n.halves; i++) UNROLL for (size_t t = 0; t < width; t++)
+    {
+        float *at = sum[(m + i) * KERNEL_TOKENS + t];
+        v_store(at, v_add(v_load(at), acc[0][i][t]));
+    }
 }
 
 /* What the blocks of a group have: scale bytes of the first block's half m, from half to half and
@@ -324,27 +61,27 @@ typedef struct scales {
 /* sum = fma(acc * low(s), 2^(max(s,1)-127), sum). */
 INLINE void mx_scale(const scales *c, shape n, size_t m, accs acc, tile_sums sum)
 {
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t i = 0; i < n.halves; i++) {
-            const uint8_t *scale = c->at + b * c->block + i * c->half;
-            vec power = v_e8m0_normal(scale);
-            if (__builtin_expect(c->special, 0)) {
-                vec low = v_e8m0_low(scale);
-                power = v_e8m0(scale);
-                UNROLL for (size_t t = 0; t < n.width; t++)
-                    acc[b][i][t] = v_mul(acc[b][i][t], low);
-            }
-            UNROLL for (size_t t = 0; t < n.width; t++) {
-                float *to = sum[(m + i) * KERNEL_TOKENS + t];
-                v_store(to, v_fma(acc[b][i][t], power, v_load(to)));
-            }
+    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t i = 0; i < n.halves; i++)
+    {
+        const uint8_t *scale = c->at + b * c->block + i * c->half;
+        vec power = v_e8m0_normal(scale);
+        if (__builtin_expect(c->special, 0)) {
+            vec low = v_e8m0_low(scale);
+            power = v_e8m0(scale);
+            UNROLL for (size_t t = 0; t < n.width; t++) acc[b][i][t] = v_mul(acc[b][i][t], low);
         }
+        UNROLL for (size_t t = 0; t < n.width; t++)
+        {
+            float *to = sum[(m + i) * KERNEL_TOKENS + t];
+            v_store(to, v_fma(acc[b][i][t], power, v_load(to)));
+        }
+    }
 }
 
 /* n.blocks blocks of MX weights, their lines at `at`: the dot of each from +0, scaled into the
  * sums by one fma. */
-INLINE void mx_blocks(const span *s, const uint8_t *at, const scales *c, size_t m,
-                      const uint8_t *x, shape n, kernel_format f, kernel_operand o, tile_sums sum)
+INLINE void mx_blocks(const span *s, const uint8_t *at, const scales *c, size_t m, const uint8_t *x,
+                      shape n, kernel_format f, kernel_operand o, tile_sums sum)
 {
     accs acc;
     accs_clear(n, acc);
@@ -363,7 +100,8 @@ typedef struct int8_words {
 INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, size_t width,
                        int has_low, tile_sums sum)
 {
-    UNROLL for (size_t t = 0; t < width; t++) {
+    UNROLL for (size_t t = 0; t < width; t++)
+    {
         vec scale = v_set1(half[t]);
         if (has_low) scale = v_mul(scale, low);
         scale = v_mul(scale, power);
@@ -375,13 +113,10 @@ INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, s
 /* The sums of each two tokens, side by side as i_matrix has them (paired 1), and back. */
 INLINE void int8_pairs(shape n, int paired, ivec acc[2][2][KERNEL_WIDTH])
 {
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t i = 0; i < n.halves; i++)
-            UNROLL for (size_t t = 0; t + 1 < n.width; t += 2)
-                if (paired)
-                    i_pair(&acc[b][i][t], &acc[b][i][t + 1]);
-                else
-                    i_unpair(&acc[b][i][t], &acc[b][i][t + 1]);
+    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t i = 0; i < n.halves; i++)
+        UNROLL for (size_t t = 0; t + 1 < n.width; t += 2) if (paired)
+            i_pair(&acc[b][i][t], &acc[b][i][t + 1]);
+    else i_unpair(&acc[b][i][t], &acc[b][i][t + 1]);
 }
 #endif
 
@@ -394,17 +129,17 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
     ivec acc[2][2][KERNEL_WIDTH];
     const uint8_t *ahead = ahead_of(s, at);
     at += m * s->second;
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t t = 0; t < n.width; t++)
-            UNROLL for (size_t i = 0; i < n.halves; i++)
-                acc[b][i][t] = i_set1(x.offset[b * n.width + t]);
+    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t t = 0; t < n.width; t++)
+        UNROLL for (size_t i = 0; i < n.halves; i++) acc[b][i][t] =
+            i_set1(x.offset[b * n.width + t]);
 #ifdef VEC_MATRIX
     if (n.width % 2 == 0) int8_pairs(n, 1, acc);
 #endif
     for (size_t j = 0; j < KERNEL_BLOCK / 8; j++, at += s->stride, x.codes += 2 * word)
-        UNROLL for (size_t b = 0; b < n.blocks; b++) {
+        UNROLL for (size_t b = 0; b < n.blocks; b++)
+        {
             const uint8_t *lines = at + b * s->block;
-            line codes[2], w[2]; /* [half] */
+            line codes[2], w[2][2]; /* [half][nibble] */
             ahead = prefetch_lines(ahead, s->gap, 2);
             UNROLL for (size_t i = 0; i < n.halves; i++) codes[i] = l_load(lines + i * s->second);
 #ifdef VEC_MATRIX
@@ -416,29 +151,32 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
                 continue;
             }
 #endif
-            UNROLL for (size_t nibble = 0; nibble < 2; nibble++) {
-                UNROLL for (size_t i = 0; i < n.halves; i++)
-                    w[i] = l_e2m1_bytes(codes[i], (int)nibble);
-                UNROLL for (size_t t = 0; t < n.width; t++) {
-                    line q = l_word(x.codes + b * x_block + nibble * word + t * sizeof(uint32_t));
-                    UNROLL for (size_t i = 0; i < n.halves; i++)
-                        acc[b][i][t] = i_dot(acc[b][i][t], w[i], q);
-                }
+            UNROLL for (size_t i = 0; i < n.halves; i++)
+            {
+                w[i][0] = l_e2m1_bytes(codes[i], 0);
+                w[i][1] = l_e2m1_bytes(codes[i], 1);
+            }
+            UNROLL for (size_t t = 0; t < n.width; t++)
+            {
+                const uint8_t *q = x.codes + b * x_block + t * sizeof(uint32_t);
+                line low = l_word(q), high = l_word(q + word);
+                UNROLL for (size_t i = 0; i < n.halves; i++) acc[b][i][t] =
+                    i_dot2(acc[b][i][t], w[i][0], low, w[i][1], high);
             }
         }
 #ifdef VEC_MATRIX
     if (n.width % 2 == 0) int8_pairs(n, 0, acc);
 #endif
-    UNROLL for (size_t b = 0; b < n.blocks; b++)
-        UNROLL for (size_t i = 0; i < n.halves; i++) {
-            const uint8_t *scale = c->at + b * c->block + i * c->half;
-            const float *half = x.half + b * n.width;
-            tile_sums to = sum + (m + i) * KERNEL_TOKENS;
-            if (__builtin_expect(c->special, 0))
-                int8_scale(acc[b][i], v_e8m0_low(scale), v_e8m0(scale), half, n.width, 1, to);
-            else
-                int8_scale(acc[b][i], v_zero(), v_e8m0_normal(scale), half, n.width, 0, to);
-        }
+    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t i = 0; i < n.halves; i++)
+    {
+        const uint8_t *scale = c->at + b * c->block + i * c->half;
+        const float *half = x.half + b * n.width;
+        tile_sums to = sum + (m + i) * KERNEL_TOKENS;
+        if (__builtin_expect(c->special, 0))
+            int8_scale(acc[b][i], v_e8m0_low(scale), v_e8m0(scale), half, n.width, 1, to);
+        else
+            int8_scale(acc[b][i], v_zero(), v_e8m0_normal(scale), half, n.width, 0, to);
+    }
 }
 
 /* The groups of a span of MX weights. */
@@ -447,7 +185,8 @@ INLINE void mx_tile(const span *s, size_t m, const uint8_t *tile, size_t width, 
 {
     const shape many = shape_of(width, f, o), one = {width, many.halves, 1};
     const size_t in_panel = s->second == 0 ? 1 : 2, group = s->second == 0 ? 4 : 2;
-    const size_t block_x = KERNEL_BLOCK / 2 * pair_bytes(width, o), all = s->panel->k / KERNEL_BLOCK;
+    const size_t block_x = KERNEL_BLOCK / 2 * pair_bytes(width, o),
+                 all = s->panel->k / KERNEL_BLOCK;
     const uint8_t *at = s->lines;
     for (size_t g = s->first / KERNEL_BLOCK; g < s->end / KERNEL_BLOCK; g += group) {
         const size_t end = s->end / KERNEL_BLOCK - g;
@@ -529,8 +268,7 @@ typedef void tile_fn(const span *s, const uint8_t *tile, size_t width, tile_sums
         call(4);                                                                                   \
         break;                                                                                     \
         WIDE_CASES(call)                                                                           \
-        more_cases(call)                                                                           \
-    default: __builtin_unreachable();                                                              \
+        more_cases(call) default : __builtin_unreachable();                                        \
     }
 #define NO_CASES(call)
 
@@ -629,82 +367,7 @@ INLINE void panel_run(const kernel_panel *p, const kernel_tiles *tiles, kernel_f
     }
 }
 
-/* ---- elementary functions: the sequences of numeric.h ---------------------------------------- */
-
-INLINE vec v_c(float x)
-{
-    return v_set1(x);
-}
-
-INLINE vec exp_vec(vec hi, vec lo)
-{
-    const vec magic = v_c(0x1.8p+23f);
-    vec z = v_if_gt(hi, v_c(110.0f), v_c(110.0f), hi);
-    z = v_if_gt(v_c(-110.0f), z, v_c(-110.0f), z);
-    vec e = v_if_eq(z, hi, lo, v_zero());
-    vec t = v_fma(z, v_c(0x1.715476p+0f), magic), n = v_sub(t, magic);
-    vec r = v_add(v_fma(n, v_c(-0x1.7f7d1cp-20f), v_fma(n, v_c(-0x1.62e4p-1f), z)), e);
-    vec p = v_fma(r, v_c(0x1.6a234cp-10f), v_c(0x1.123a6cp-7f));
-    p = v_fma(r, p, v_c(0x1.5558f4p-5f));
-    p = v_fma(r, p, v_c(0x1.55549p-3f));
-    p = v_fma(r, p, v_c(0x1.fffffcp-2f));
-    p = v_add(v_fma(v_mul(r, r), p, r), v_c(1.0f));
-    return v_scale(p, t, magic);
-}
-
-INLINE vec swish_vec(vec g, vec alpha)
-{
-    vec z = v_mul(alpha, g);
-    return v_div(g, v_add(v_c(1.0f), exp_vec(v_neg(z), v_neg(v_fma(alpha, g, v_neg(z))))));
-}
-
-INLINE vec gelu_vec(vec g)
-{
-    vec a = v_abs(g);
-    a = v_if_gt(a, v_c(20.0f), v_c(20.0f), a);
-    vec q = v_div(v_sub(a, v_c(4.0f)), v_add(a, v_c(4.0f)));
-    static const float coefficient[] = {0x1.b4dd1p-16f,  -0x1.9bef06p-15f, -0x1.87cadap-13f,
-                                        0x1.4fa0a6p-11f, 0x1.0a22aep-11f,  -0x1.1646dp-7f,
-                                        0x1.f9b052p-6f,  -0x1.25b6a6p-4f,  0x1.fd751ap-4f,
-                                        -0x1.5cf97cp-3f, 0x1.82b4bcp-4f};
-    vec p = v_c(0x1.09556cp-17f);
-    for (size_t i = 0; i < sizeof coefficient / sizeof coefficient[0]; i++)
-        p = v_fma(q, p, v_c(coefficient[i]));
-    vec s = v_mul(a, a), low = v_fma(a, a, v_neg(s)), half = v_c(-0.5f);
-    vec tail = v_mul(exp_vec(v_mul(half, s), v_mul(half, low)), p);
-    return v_if_gt(v_zero(), g, v_mul(g, tail), v_fma(v_neg(a), tail, g));
-}
-
-INLINE vec gelu_tanh_vec(vec g)
-{
-    vec w = v_fma(v_c(0x1.2444f2p-4f), v_mul(g, g), v_c(0x1.988454p+0f));
-    return v_div(g, v_add(v_c(1.0f), exp_vec(v_neg(v_mul(g, w)), v_zero())));
-}
-
-INLINE vec activate_vec(const kernel_point *p, vec g)
-{
-    switch (p->activation) {
-    case MOE_GELU: return gelu_vec(g);
-    case MOE_GELU_TANH: return gelu_tanh_vec(g);
-    case MOE_RELU: return v_add(v_if_gt(v_zero(), g, v_zero(), g), v_zero());
-    default: return swish_vec(g, v_c(p->alpha));
-    }
-}
-
 /* ---- from the sums to the rows --------------------------------------------------------------- */
-
-INLINE vec affine_vec(vec v, const kernel_rows *rows)
-{
-    if (rows->scale != NULL) v = v_mul(v, v_load(rows->scale));
-    if (rows->bias != NULL) v = v_add(v, v_load(rows->bias));
-    return v;
-}
-
-INLINE vec clamp_vec(vec v, float upper, float lower)
-{
-    v = v_if_gt(v, v_c(upper), v_c(upper), v);
-    return v_if_gt(v_c(lower), v, v_c(lower), v);
-}
 
 static void finish_gate_up(const kernel_gate_up *a, panel_sums sum)
 {
@@ -778,5 +441,6 @@ KERNEL_PAIR(bf12_bf16, FORMAT_BF12)
 
 #define KERNEL_TABLE(name)                                                                         \
     {                                                                                              \
-        name, {VEC_WIDTH, VEC_WIDTH_MX}, SLOTS(gate_up), SLOTS(down), quantize_tokens, reduce_terms                \
+        name, {VEC_WIDTH, VEC_WIDTH_MX}, SLOTS(gate_up), SLOTS(down), quantize_tokens,             \
+            reduce_terms                                                                           \
     }

@@ -31,10 +31,10 @@ typedef struct plan_pass {
 
 /* The scratch of one call: offsets into one block of memory, KERNEL_ALIGN each. */
 typedef struct plan_scratch {
-    size_t hidden, hidden_row;   /* operand rows of all tokens; bytes of one */
-    size_t hidden_tile;          /* the same as tiles of a pass's groups */
-    size_t expert;               /* experts of a pass that the call packs itself */
-    size_t mid_tile, mid_row;    /* operands of the down product of a pass's terms; bytes of one */
+    size_t hidden, hidden_row; /* operand rows of all tokens; bytes of one */
+    size_t hidden_tile;        /* the same as tiles of a pass's groups */
+    size_t expert;             /* experts of a pass that the call packs itself */
+    size_t mid_tile, mid_row;  /* operands of the down product of a pass's terms; bytes of one */
     size_t y, y_row;    /* f32 y rows, of all terms or (all-expert) of a pass; floats of a row */
     size_t out;         /* f32 sums [T][y_row] */
     size_t term, group; /* the two lists */

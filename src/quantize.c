@@ -28,10 +28,11 @@ static kernel_operand operand(const problem *p, bool exact, bool kernel)
 quantize_kind quantize_hidden_kind(const problem *p, const kernel_table *kernels)
 {
     bool exact = p->hidden == MOE_BF16 || p->prequantised || p->act == MOE_ACT_MXFP8;
-    kernel_rounding r = p->act == MOE_ACT_INT8                       ? ROUND_INT8
+    kernel_rounding r = p->act == MOE_ACT_INT8                        ? ROUND_INT8
                         : p->act == MOE_ACT_MXFP8 && !p->prequantised ? ROUND_MXFP8
                                                                       : ROUND_NONE;
-    return (quantize_kind){operand(p, exact, kernels->gate_up[p->gate_up][OPERAND_BF16] != NULL), r};
+    return (quantize_kind){operand(p, exact, kernels->gate_up[p->gate_up][OPERAND_BF16] != NULL),
+                           r};
 }
 
 quantize_kind quantize_mid_kind(const problem *p, const kernel_table *kernels)

@@ -43,14 +43,16 @@ static inline float quantize_e4m3(float y)
 static inline void quantize_mxfp8(float *v)
 {
     uint32_t largest = quantize_largest(v), be = largest >> 23;
-    be = be < 8 ? 8 : be;
-    float factor = num_pow2(135 - (int)(be < 255 ? be : 254)), low = num_e8m0_low((uint8_t)(be - 8));
-    float power = largest >= NUM_INF_BITS ? num_nan() : num_e8m0((uint8_t)(be - 8));
+    const bool no_number = largest >= NUM_INF_BITS; /* then every value is NaN, the canonical one */
+    be = be < 8 ? 8 : be > 254 ? 254 : be;
+    const uint8_t scale = (uint8_t)(be - 8);
+    float factor = num_pow2(135 - (int)be), low = num_e8m0_low(scale), power = num_e8m0(scale);
     for (size_t i = 0; i < KERNEL_BLOCK; i++) {
         float y = v[i] * factor;
         y = y > 448.0f ? 448.0f : y;
         y = y < -448.0f ? -448.0f : y;
-        v[i] = quantize_e4m3(y) * low * power;
+        float x = quantize_e4m3(y) * low * power;
+        v[i] = no_number ? num_nan() : x;
     }
 }
 

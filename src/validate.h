@@ -26,8 +26,8 @@ moe_status validate_operator_tensors(const operator_weights *w);
  * modes are set. */
 moe_status validate_shapes(const moe_tkg_args *args, problem *p);
 
-/* An expert's parameters together, each fine alone: fills *s but for nothing.  H: what it has to
- * be, 0 if the tensors say it. */
+/* An expert's parameters together, each fine alone: fills *s.  H: what it has to be, 0 if the
+ * tensors say it. */
 moe_status validate_operator_weights(const operator_weights *w, size_t H, pack_source *s);
 
 /* args->experts, if given, is a handle, and nothing that is packed in it is given beside it. */

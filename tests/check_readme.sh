@@ -1,7 +1,7 @@
 #!/bin/sh
 # SPDX-License-Identifier: Apache-2.0
-# check_readme.sh README STAGE - builds README's C example, as the README says to, against the library installed in STAGE,
-# and compares what it prints with the README.
+# check_readme.sh README STAGE - builds README's C examples, as the README says to, against the library installed in STAGE,
+# and compares what each prints with the README: the lines between backquotes in the sentence "It prints ..." after it.
 # shellcheck disable=SC2016
 set -eu
 readme=$(realpath "$1") stage=$2
@@ -12,10 +12,15 @@ export LD_LIBRARY_PATH
 
 mkdir -p "$stage/readme"
 cd "$stage/readme"
-sed -n '/^```c$/,/^```$/{/^```/d;p;}' "$readme" >example.c
-[ -s example.c ] || { echo "no C example in $readme" >&2; exit 1; }
-# shellcheck disable=SC2046 # a list of flags
-cc example.c $(pkg-config --cflags --libs moe_tkg)
-want=$(sed -n 's/^It prints `\([^`]*\)`.*/\1/p' "$readme")
-got=$(./a.out)
-[ "$got" = "$want" ] || { echo "the example prints '$got', the README says '$want'" >&2; exit 1; }
+examples=$(grep -c '^```c$' "$readme") || { echo "no C example in $readme" >&2; exit 1; }
+sentences=$(grep -c '^It prints ' "$readme") || true
+[ "$sentences" = "$examples" ] || { echo "$examples C examples, and $sentences times 'It prints'" >&2; exit 1; }
+
+for n in $(seq "$examples"); do
+    awk -v n="$n" '/^```c$/ { inside = ++block == n; next } /^```$/ { inside = 0 } inside' "$readme" >example.c
+    # shellcheck disable=SC2046 # a list of flags
+    cc example.c $(pkg-config --cflags --libs moe_tkg)
+    want=$(sed -n 's/^It prints \(`[^.]*`\)\..*/\1/p' "$readme" | sed -n "${n}p" | grep -o '`[^`]*`' | tr -d '`')
+    got=$(./a.out)
+    [ "$got" = "$want" ] || { echo "example $n prints '$got', the README says '$want'" >&2; exit 1; }
+done

@@ -166,8 +166,8 @@ static void each_shape(kernel_format f, kernel_operand o)
     static const size_t mx_k[] = {0, 32, 64, 96, 128, 160, 480, 512, 544, 1056, 1088};
     static const size_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 24, 31, 128};
     const size_t count = kernel_is_mx(f) ? COUNT(mx_k) : COUNT(plain_k);
-    const size_t rounds = is_set("MOE_EXHAUSTIVE") ? 50 : is_set("MOE_QUICK") ? 1 : 3;
-    for (size_t n = 0; n < rounds * COUNT(tokens) * count * 3; n++) {
+    const size_t rounds = is_set("MOE_EXHAUSTIVE") ? 50 : 3, step = is_set("MOE_QUICK") ? 16 : 1;
+    for (size_t n = 0; n < rounds * COUNT(tokens) * count * 3; n += step) {
         uint64_t seed = first_seed() + n * 64 + f * 8 + o, draw = case_random(seed, 0);
         size_t shape = n / 3;
         kernel_case c = {.seed = draw >> 8,
@@ -247,7 +247,7 @@ static void each_code(kernel_format f, kernel_operand o)
 {
     size_t bits = f == FORMAT_BF12 ? 16 : kernel_bits(f);
     uint32_t count = bits == 4 ? 16 : bits == 8 ? 256 : 65536;
-    uint32_t step = is_set("MOE_QUICK") && count > 256 ? 96 : 32;
+    uint32_t step = is_set("MOE_QUICK") && count > 256 ? 544 : 32;
     for (uint32_t first = 0; first < count; first += step)
         for (uint32_t place = 0; place < 2; place++) {
             codes u = {{0}, first, place};
@@ -277,7 +277,7 @@ static void test_codes(void **state)
 static void test_activations(void **state)
 {
     (void)state;
-    uint32_t step = is_set("MOE_QUICK") ? 48 : 16;
+    uint32_t step = is_set("MOE_QUICK") ? 272 : 16;
     for (uint32_t first = 0; first < 65536; first += step)
         for (uint64_t n = 0; n < 18; n += 1 + first / step % 3) {
             static float bias[2][KERNEL_ROWS] __attribute__((aligned(64)));
@@ -382,7 +382,7 @@ static void test_quantize(void **state)
                  {ROUND_BF16, OPERAND_F32},  {ROUND_BF16, OPERAND_BF16},
                  {ROUND_MXFP8, OPERAND_F32}, {ROUND_MXFP8, OPERAND_BF16},
                  {ROUND_INT8, OPERAND_INT8}};
-    unsigned rounds = is_set("MOE_EXHAUSTIVE") ? 200000 : is_set("MOE_QUICK") ? 1000 : 4000;
+    unsigned rounds = is_set("MOE_EXHAUSTIVE") ? 200000 : is_set("MOE_QUICK") ? 500 : 4000;
     for (unsigned n = 0; n < rounds; n++)
         for (size_t i = 0; i < COUNT(pairs); i++)
             quantize_case(first_seed() + n, pairs[i].rounding, pairs[i].operand);

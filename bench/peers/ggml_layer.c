@@ -12,6 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 enum { NODES = 256 };
 
@@ -185,6 +186,16 @@ static void fill_bias(struct ggml_tensor *tensor, const peers_matrix *m)
     if (tensor) ggml_backend_tensor_set(tensor, m->bias, 0, ggml_nbytes(tensor));
 }
 
+/* Before they are written; the system may decline.  Our weights have them too. */
+static void ask_for_huge_pages(ggml_backend_buffer_t buffer)
+{
+    enum { HUGE_PAGE = 2 << 20 };
+    char *base = ggml_backend_buffer_get_base(buffer);
+    const size_t skip = -(uintptr_t)base % HUGE_PAGE, bytes = ggml_backend_buffer_get_size(buffer);
+    if (bytes >= skip + HUGE_PAGE)
+        madvise(base + skip, (bytes - skip) / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+}
+
 static bool create(ggml_layer *layer, const peers_layer *raw, enum ggml_type type, bool repack)
 {
     const int64_t H = (int64_t)raw->shape->H, I = (int64_t)raw->shape->I,
@@ -198,6 +209,7 @@ static bool create(ggml_layer *layer, const peers_layer *raw, enum ggml_type typ
     layer->down = ggml_new_tensor_3d(layer->weights_context, type, I, H, E);
     layer->weights_buffer = ggml_backend_alloc_ctx_tensors_from_buft(layer->weights_context, where);
     if (!layer->weights_buffer) return false;
+    ask_for_huge_pages(layer->weights_buffer);
     ggml_backend_buffer_set_usage(layer->weights_buffer, GGML_BACKEND_BUFFER_USAGE_WEIGHTS);
     const size_t experts = raw->shape->E;
     if (!fill(layer->up, &raw->up, experts) || !fill(layer->gate, &raw->gate, experts) ||

@@ -1,156 +1,198 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* our_layer.c - the layer in this library: the row-major weights in the operator's own tensors,
- * which a call packs first (its time contains that). */
+/* our_layer.c - the layer in this library: experts packed once from the row-major matrices, calls
+ * by moe_tkg_part on threads that poll between them, as ggml's do. */
+#define _GNU_SOURCE
 #include "our_layer.h"
 
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
-enum { P = 128 };
+/* ---- threads ------------------------------------------------------------------------------- */
+
+typedef struct worker {
+    our_pool *pool;
+    int number; /* 0: the caller */
+    int cpu;
+    pthread_t thread;
+} worker;
+
+struct our_pool {
+    moe_context *context;
+    cpu_set_t cpus; /* all that the process may use */
+    int threads, started;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    atomic_bool asleep;
+    atomic_uint round; /* changes when a call starts */
+    atomic_int inside; /* workers that have not returned from it */
+    bool stop;
+    our_layer *layer; /* whose call it is */
+    worker worker[];
+};
 
 struct our_layer {
+    our_pool *pool;
     const peers_shape *shape;
-    peers_format format;
-    moe_context *context;
-    size_t H, nH, nI; /* H: the operator's, which MX weights pad to a multiple of 512 */
-    moe_tensor gate_up, gate_up_scale, gate_up_bias, down, down_scale, down_bias;
-    uint16_t *x;
+    moe_experts *experts;
     float *output;
     moe_tensor hidden, index, affinities;
     moe_tkg_args args;
 };
 
-static moe_tensor zeros(moe_dtype dtype, int32_t rank, const int64_t *shape)
+static void relax(void)
 {
-    size_t n = 1;
-    for (int32_t i = 0; i < rank; i++) n *= (size_t)shape[i];
-    return moe_tensor_nd(calloc(n, moe_dtype_size(dtype)), dtype, rank, shape);
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
 }
 
-/* ---- plain weights: [E, I, H] to [E, H, 2, I], [E, H, I] to [E, I, H] ------------------------ */
-
-/* to[column * step + row] = from[row][column], in squares that stay in cache. */
-static void transpose(const uint16_t *from, size_t rows, size_t columns, uint16_t *to, size_t step)
+static void pin(int cpu)
 {
-    for (size_t r0 = 0; r0 < rows; r0 += 64)
-        for (size_t c0 = 0; c0 < columns; c0 += 64)
-            for (size_t c = c0; c < c0 + 64 && c < columns; c++)
-                for (size_t r = r0; r < r0 + 64 && r < rows; r++)
-                    to[c * step + r] = from[r * columns + c];
+    cpu_set_t one;
+    CPU_ZERO(&one);
+    CPU_SET((size_t)cpu, &one);
+    sched_setaffinity(0, sizeof one, &one);
 }
 
-static bool make_plain(our_layer *l, const peers_layer *raw)
+static moe_status run_part(const our_pool *pool, int number)
 {
-    const size_t E = raw->shape->E, H = raw->shape->H, I = raw->shape->I;
-    l->gate_up = zeros(MOE_BF16, 4, (int64_t[]){(int64_t)E, (int64_t)H, 2, (int64_t)I});
-    l->down = zeros(MOE_BF16, 3, (int64_t[]){(int64_t)E, (int64_t)I, (int64_t)H});
-    uint16_t *gate_up = (uint16_t *)l->gate_up.data, *down = (uint16_t *)l->down.data;
-    if (!gate_up || !down) return false;
-    for (size_t e = 0; e < E; e++) {
-        transpose(raw->gate.bf16 + e * I * H, I, H, gate_up + e * H * 2 * I, 2 * I);
-        transpose(raw->up.bf16 + e * I * H, I, H, gate_up + e * H * 2 * I + I, 2 * I);
-        transpose(raw->down.bf16 + e * I * H, H, I, down + e * I * H, H);
-    }
-    return true;
+    our_layer *l = pool->layer;
+    return moe_tkg_part(pool->context, number, pool->threads, &l->args, l->output,
+                        PEERS_MAX_T * l->shape->H * sizeof *l->output);
 }
 
-/* ---- MX weights ---------------------------------------------------------------------------- */
-
-/* The operator's blocks of 32 are four runs of 8 (docs/operator.md).  A model's block j of 32
- * neighbours is put into the operator's block j % 16 of tile j / 16, so that its scale stays
- * one; as nothing else depends on the order of h and i inside, only the input and the gate and
- * up columns follow. */
-static size_t operator_h(const our_layer *l, size_t h)
+static void wait_for_round(our_pool *pool, unsigned seen)
 {
-    return h % 32 / 8 * (l->H / 4) + h / 512 * P + h % 512 / 32 * 8 + h % 8;
-}
-
-static size_t operator_i(const our_layer *l, size_t i)
-{
-    const size_t rest = l->shape->I - i / 512 * 512, width = rest < 512 ? (rest + 7) / 8 * 2 : P;
-    return i / 512 * 512 + i % 32 / 8 * width + i % 512 / 32 * 8 + i % 8;
-}
-
-/* Puts one row of e2m1 codes along the words of partitions p, tiles n: word (p, n) is at word[p
- * * p_step + n * n_step], likewise the scale of its block. */
-static void put_row(const peers_matrix *m, size_t e, size_t row, uint16_t *word, size_t p_step,
-                    uint8_t *scale, size_t scale_step, size_t n_step)
-{
-    const size_t at = (e * m->rows + row) * m->k;
-    for (size_t j = 0; j < m->k / 32; j++) {
-        const uint8_t *code = m->codes + at / 2 + j * 16;
-        const size_t tile = j / 16, block = j % 16;
-        scale[block * scale_step + tile * n_step] = m->scale[at / 32 + j];
-        for (size_t r = 0; r < 8; r++) {
-            unsigned w = 0;
-            for (size_t q = 0; q < 4; q++)
-                w |= (code[(q * 8 + r) / 2] >> 4 * (r % 2) & 15u) << 4 * q;
-            word[(block * 8 + r) * p_step + tile * n_step] = (uint16_t)w;
+    while (atomic_load_explicit(&pool->round, memory_order_acquire) == seen) {
+        if (!atomic_load_explicit(&pool->asleep, memory_order_relaxed)) {
+            relax();
+            continue;
         }
+        pthread_mutex_lock(&pool->lock);
+        while (pool->asleep) pthread_cond_wait(&pool->wake, &pool->lock);
+        pthread_mutex_unlock(&pool->lock);
     }
 }
 
-static void put_expert(our_layer *l, const peers_layer *raw, size_t e)
+static void *work(void *arg)
 {
-    const size_t H = l->H, I = l->shape->I, nH = l->nH, nI = l->nI;
-    uint16_t *gate_up = (uint16_t *)l->gate_up.data + e * P * 2 * nH * I; /* [P, 2, nH, I] */
-    uint8_t *gate_up_scale = (uint8_t *)l->gate_up_scale.data + e * (P / 8) * 2 * nH * I;
-    float *gate_up_bias = (float *)l->gate_up_bias.data + e * P * 2 * nI * 4; /* [P, 2, nI, 4] */
-    uint16_t *down = (uint16_t *)l->down.data + e * P * nI * H;               /* [P, nI, H] */
-    uint8_t *down_scale = (uint8_t *)l->down_scale.data + e * (P / 8) * nI * H;
-    float *down_bias = (float *)l->down_bias.data + e * H;
-
-    for (size_t i = 0; i < I; i++) {
-        const size_t to = operator_i(l, i), p = i % 512 / 32 * 8 + i % 8, q = i % 32 / 8;
-        for (size_t g = 0; g < 2; g++) {
-            const peers_matrix *m = g ? &raw->up : &raw->gate;
-            put_row(m, e, i, gate_up + g * nH * I + to, 2 * nH * I, gate_up_scale + g * nH * I + to,
-                    2 * nH * I, I);
-            if (m->bias) gate_up_bias[((p * 2 + g) * nI + i / 512) * 4 + q] = m->bias[e * I + i];
-        }
-    }
-    for (size_t h = 0; h < l->shape->H; h++) {
-        put_row(&raw->down, e, h, down + h, nI * H, down_scale + h, nI * H, H);
-        if (raw->down.bias) down_bias[h] = raw->down.bias[e * l->shape->H + h];
+    const worker *w = arg;
+    our_pool *pool = w->pool;
+    pin(w->cpu);
+    for (unsigned seen = 0;; seen++) {
+        wait_for_round(pool, seen);
+        if (pool->stop) return NULL;
+        run_part(pool, w->number);
+        atomic_fetch_sub(&pool->inside, 1);
     }
 }
 
-static bool make_mx(our_layer *l, const peers_layer *raw)
+static void set_asleep(our_pool *pool, bool asleep)
 {
-    const int64_t E = (int64_t)l->shape->E, H = (int64_t)l->H, I = (int64_t)l->shape->I;
-    const int64_t nH = (int64_t)l->nH, nI = (int64_t)l->nI;
-    l->gate_up = zeros(MOE_MXFP4_X4, 5, (int64_t[]){E, P, 2, nH, I});
-    l->gate_up_scale = zeros(MOE_E8M0, 5, (int64_t[]){E, P / 8, 2, nH, I});
-    l->gate_up_bias = zeros(MOE_F32, 5, (int64_t[]){E, P, 2, nI, 4});
-    l->down = zeros(MOE_MXFP4_X4, 4, (int64_t[]){E, P, nI, H});
-    l->down_scale = zeros(MOE_E8M0, 4, (int64_t[]){E, P / 8, nI, H});
-    l->down_bias = zeros(MOE_F32, 2, (int64_t[]){E, H});
-    if (!l->gate_up.data || !l->gate_up_scale.data || !l->gate_up_bias.data || !l->down.data ||
-        !l->down_scale.data || !l->down_bias.data)
-        return false;
-    for (size_t e = 0; e < l->shape->E; e++) put_expert(l, raw, e);
-    return true;
+    pthread_mutex_lock(&pool->lock);
+    pool->asleep = asleep;
+    pthread_cond_broadcast(&pool->wake);
+    pthread_mutex_unlock(&pool->lock);
 }
 
-/* ---- calls --------------------------------------------------------------------------------- */
+/* Lets the workers go; what they read was written before. */
+static void start_round(our_pool *pool)
+{
+    atomic_store(&pool->inside, pool->started);
+    atomic_fetch_add(&pool->round, 1);
+    if (pool->asleep) set_asleep(pool, false);
+}
 
-our_layer *our_layer_create(moe_context *context, const peers_layer *raw)
+our_pool *our_pool_create(int threads)
+{
+    our_pool *pool = calloc(1, sizeof *pool + (size_t)threads * sizeof pool->worker[0]);
+    if (!pool) return NULL;
+    pthread_mutex_init(&pool->lock, NULL);
+    pthread_cond_init(&pool->wake, NULL);
+    pool->asleep = true;
+    pool->threads = threads;
+    sched_getaffinity(0, sizeof pool->cpus, &pool->cpus);
+    for (int cpu = 0, n = 0; cpu < CPU_SETSIZE && n < threads; cpu++)
+        if (CPU_ISSET((size_t)cpu, &pool->cpus))
+            pool->worker[n] = (worker){.pool = pool, .number = n, .cpu = cpu}, n++;
+
+    moe_context_options options = moe_context_options_init();
+    options.threads = 1;
+    if (moe_context_create(&options, &pool->context) != MOE_OK)
+        fprintf(stderr, "moe_tkg: %s\n", moe_last_error());
+    for (int n = 1; pool->context && n < threads; n++) {
+        if (pthread_create(&pool->worker[n].thread, NULL, work, &pool->worker[n]) != 0) break;
+        pool->started = n;
+    }
+    if (pool->context && pool->started == threads - 1) return pool;
+    fprintf(stderr, "moe_tkg: no threads\n");
+    our_pool_destroy(pool);
+    return NULL;
+}
+
+void our_pool_destroy(our_pool *pool)
+{
+    if (!pool) return;
+    pool->stop = true;
+    start_round(pool);
+    for (int n = 1; n <= pool->started; n++) pthread_join(pool->worker[n].thread, NULL);
+    moe_context_destroy(pool->context);
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->lock);
+    free(pool);
+}
+
+void our_pool_pause(our_pool *pool)
+{
+    set_asleep(pool, true);
+    sched_setaffinity(0, sizeof pool->cpus, &pool->cpus);
+}
+
+moe_context *our_pool_context(const our_pool *pool)
+{
+    return pool->context;
+}
+
+/* ---- weights ------------------------------------------------------------------------------- */
+
+static moe_matrix describe(const peers_matrix *m)
+{
+    const int64_t rows = (int64_t)m->rows, k = (int64_t)m->k;
+    moe_matrix d = {0};
+    if (m->bf16) {
+        d.weights = moe_array_dense(m->bf16, MOE_BF16, rows, k);
+    } else {
+        d.weights = moe_array_dense(m->codes, MOE_E2M1_X2, rows, k);
+        d.scale = moe_array_dense(m->scale, MOE_E8M0, rows, k / PEERS_BLOCK);
+    }
+    if (m->bias) d.bias = moe_array_dense(m->bias, MOE_F32, rows, 1);
+    return d;
+}
+
+our_layer *our_layer_create(our_pool *pool, const peers_layer *raw)
 {
     our_layer *l = calloc(1, sizeof *l);
-    const bool mx = raw->format == PEERS_MXFP4;
-    if (l) {
-        l->shape = raw->shape;
-        l->format = raw->format;
-        l->context = context;
-        l->nH = (raw->shape->H + 511) / 512;
-        l->nI = (raw->shape->I + 511) / 512;
-        l->H = mx ? l->nH * 512 : raw->shape->H;
-        l->x = calloc(PEERS_MAX_T * l->H, sizeof *l->x);
-        l->output = malloc(PEERS_MAX_T * l->H * sizeof *l->output);
-        if (l->x && l->output && (mx ? make_mx(l, raw) : make_plain(l, raw))) return l;
+    if (!l || !(l->output = malloc(PEERS_MAX_T * raw->shape->H * sizeof *l->output))) {
+        fprintf(stderr, "moe_tkg: no memory for the layer\n");
+        our_layer_destroy(l);
+        return NULL;
     }
-    fprintf(stderr, "moe_tkg: no memory for the layer\n");
+    l->pool = pool;
+    l->shape = raw->shape;
+    moe_experts_args args = moe_experts_args_init();
+    args.E_L = (int64_t)raw->shape->E;
+    args.H = (int64_t)raw->shape->H;
+    args.I = (int64_t)raw->shape->I;
+    args.gate = describe(&raw->gate);
+    args.up = describe(&raw->up);
+    args.down = describe(&raw->down);
+    if (moe_experts_create(pool->context, &args, &l->experts) == MOE_OK) return l;
+    fprintf(stderr, "moe_tkg: %s\n", moe_last_error());
     our_layer_destroy(l);
     return NULL;
 }
@@ -158,55 +200,49 @@ our_layer *our_layer_create(moe_context *context, const peers_layer *raw)
 void our_layer_destroy(our_layer *l)
 {
     if (!l) return;
-    const moe_tensor *tensors[] = {&l->gate_up, &l->gate_up_scale, &l->gate_up_bias,
-                                   &l->down,    &l->down_scale,    &l->down_bias};
-    for (size_t i = 0; i < sizeof tensors / sizeof *tensors; i++) free((void *)tensors[i]->data);
-    free(l->x);
+    moe_experts_destroy(l->experts);
     free(l->output);
     free(l);
 }
 
+/* ---- calls --------------------------------------------------------------------------------- */
+
 void our_layer_prepare(our_layer *l, const peers_batch *batch, moe_act_mode act)
 {
-    const size_t H = l->shape->H;
-    const bool mx = l->format == PEERS_MXFP4;
     const int64_t T = (int64_t)batch->T, K = (int64_t)l->shape->K;
-    for (size_t t = 0; t < batch->T; t++)
-        for (size_t h = 0; h < H; h++)
-            l->x[t * l->H + (mx ? operator_h(l, h) : h)] = batch->bf16[t * H + h];
-    l->hidden = moe_tensor_2d(l->x, MOE_BF16, T, (int64_t)l->H);
+    l->hidden = moe_tensor_2d(batch->bf16, MOE_BF16, T, (int64_t)l->shape->H);
     l->index = moe_tensor_2d(batch->chosen, MOE_I32, T, K);
     l->affinities = moe_tensor_2d(batch->affinity, MOE_F32, T, K);
 
     l->args = moe_tkg_args_init();
     l->args.hidden_input = &l->hidden;
-    l->args.expert_gate_up_weights = &l->gate_up;
-    l->args.expert_down_weights = &l->down;
-    if (mx) {
-        l->args.expert_gate_up_weights_scale = &l->gate_up_scale;
-        l->args.expert_down_weights_scale = &l->down_scale;
-    }
+    l->args.experts = l->experts;
     l->args.expert_index = &l->index;
     l->args.expert_affinities_eager = &l->affinities;
     l->args.expert_affinities_scaling_mode = MOE_POST_SCALE;
     l->args.output_dtype = MOE_F32;
     l->args.act_mode = act;
     l->args.activation_fn = MOE_SILU;
-    if (!l->shape->oai) return;
-    l->args.expert_gate_up_bias = &l->gate_up_bias;
-    l->args.expert_down_bias = &l->down_bias;
-    l->args.activation_fn = MOE_SWIGLU;
-    l->args.swiglu_alpha = moe_given_float(1.702f);
-    l->args.swiglu_up_offset = moe_given_float(1.0f);
-    l->args.gate_clamp_upper_limit = moe_given_float(7.0f);
-    l->args.up_clamp_upper_limit = moe_given_float(7.0f);
-    l->args.up_clamp_lower_limit = moe_given_float(-7.0f);
+    if (l->shape->oai) {
+        l->args.activation_fn = MOE_SWIGLU;
+        l->args.swiglu_alpha = moe_given_float(1.702f);
+        l->args.swiglu_up_offset = moe_given_float(1.0f);
+        l->args.gate_clamp_upper_limit = moe_given_float(7.0f);
+        l->args.up_clamp_upper_limit = moe_given_float(7.0f);
+        l->args.up_clamp_lower_limit = moe_given_float(-7.0f);
+    }
+    l->pool->layer = l;
+    pin(l->pool->worker[0].cpu);
 }
 
+/* The arguments are the workers' until the last has returned. */
 bool our_layer_run(our_layer *l)
 {
-    if (moe_tkg(l->context, &l->args, l->output, PEERS_MAX_T * l->H * sizeof *l->output) == MOE_OK)
-        return true;
+    our_pool *pool = l->pool;
+    start_round(pool);
+    const moe_status status = run_part(pool, 0);
+    while (atomic_load(&pool->inside) > 0) relax();
+    if (status == MOE_OK) return true;
     fprintf(stderr, "moe_tkg: %s\n", moe_last_error());
     return false;
 }
@@ -214,9 +250,4 @@ bool our_layer_run(our_layer *l)
 const float *our_layer_output(const our_layer *l)
 {
     return l->output;
-}
-
-size_t our_layer_output_stride(const our_layer *l)
-{
-    return l->H;
 }

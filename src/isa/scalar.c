@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* scalar.c - the kernels of canon 1 in plain C: with numeric.h and quantize.c the normative text
+/* scalar.c - the kernels of canon 1 in plain C: with numeric.h and quantize_block.h the normative text
  * of docs/numerics.md.
  *
  * Every other instruction set's kernels equal these bit for bit.  Written to be read: a block of
@@ -76,9 +76,9 @@ static void widen_bf12(const kernel_panel *p, size_t first, size_t n, block_weig
         if (i > 0 && k % KERNEL_BLOCK == 0) escapes += counts[chunk - 1];
         for (size_t m = 0; m < p->halves; m++)
             for (size_t r = 0; r < KERNEL_ROWS; r++)
-                w[m][i][r] = num_from_bf16(bf12_weight(
-                    head, p->stream + head->lines_at + m * KERNEL_LINE, stride, m, r, k, escapes,
-                    counts[chunk]));
+                w[m][i][r] =
+                    num_from_bf16(bf12_weight(head, p->stream + head->lines_at + m * KERNEL_LINE,
+                                              stride, m, r, k, escapes, counts[chunk]));
     }
 }
 
@@ -155,7 +155,8 @@ static inline void int8_sums(const kernel_panel *p, const kernel_tiles *tiles, p
             for (size_t r = 0; r < KERNEL_ROWS; r++) {
                 int w[KERNEL_BLOCK];
                 for (size_t i = 0; i < KERNEL_BLOCK; i++)
-                    w[i] = num_e2m1_doubled(code_of(lines + i / 8 * stride, r, i % 8, FORMAT_MXFP4));
+                    w[i] =
+                        num_e2m1_doubled(code_of(lines + i / 8 * stride, r, i % 8, FORMAT_MXFP4));
                 for (size_t t = 0; t < tiles->tokens; t++) {
                     const int8_t *q = (const int8_t *)row_of(tiles, t) + n * KERNEL_BLOCK;
                     const float *half = (const float *)row_of(tiles, t) + p->k / 4;
@@ -216,7 +217,8 @@ static inline void gate_up(const kernel_gate_up *a, kernel_format f, kernel_oper
     sums(&a->panel, &a->tiles, f, o, sum);
     for (size_t t = 0; t < a->tiles.tokens; t++)
         for (size_t r = 0; r < KERNEL_ROWS; r++) {
-            float g = clamp(affine(sum[0][t][r], &a->panel.rows[0], r), p->gate_upper, p->gate_lower);
+            float g =
+                clamp(affine(sum[0][t][r], &a->panel.rows[0], r), p->gate_upper, p->gate_lower);
             float u = clamp(affine(sum[1][t][r], &a->panel.rows[1], r), p->up_upper, p->up_lower);
             a->mid[t * a->mid_stride + r] = activate(p, g) * (u + p->up_offset);
         }
@@ -261,9 +263,8 @@ KERNEL_PAIR(bf12, FORMAT_BF12, OPERAND_F32)
         [FORMAT_E4M3_IEEE] = {kind##_e4m3_ieee}, [FORMAT_E4M3FN] = {kind##_e4m3fn},                \
         [FORMAT_MXFP8] = {kind##_mxfp8},                                                           \
         [FORMAT_MXFP4] = {[OPERAND_F32] = kind##_mxfp4, [OPERAND_INT8] = kind##_mxfp4_int8},       \
-            [FORMAT_BF12] = {kind##_bf12},       \
+        [FORMAT_BF12] = {kind##_bf12},                                                             \
     }
 
-const kernel_table kernel_table_scalar = {"scalar",       {1, 1},
-                                          SLOTS(gate_up), SLOTS(down),
-                                          quantize_tokens, reduce_terms};
+const kernel_table kernel_table_scalar = {"scalar",    {1, 1},          SLOTS(gate_up),
+                                          SLOTS(down), quantize_tokens, reduce_terms};

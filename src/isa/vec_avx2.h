@@ -110,9 +110,9 @@ V_INLINE vec v_scale(vec p, vec t, vec magic)
 V_INLINE vec v_e8m0_normal(const uint8_t *s)
 {
     __m128i e = _mm_loadu_si128((const __m128i *)(const void *)s);
-    return (vec){_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(e), 23)),
-                 _mm256_castsi256_ps(
-                     _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(e, e)), 23))};
+    return (vec){
+        _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(e), 23)),
+        _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_unpackhi_epi64(e, e)), 23))};
 }
 
 V_INLINE __m256 half_e8m0(const uint8_t *s)
@@ -338,14 +338,18 @@ V_INLINE vec v_from_int(ivec x)
     return (vec){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)};
 }
 
-/* acc + the dots of four unsigned weights and four signed codes. */
-V_INLINE ivec i_dot(ivec acc, line w, line codes)
+V_INLINE __m256i half_dot2(__m256i acc, __m256i w0, __m256i codes0, __m256i w1, __m256i codes1)
 {
-    const __m256i one = _mm256_set1_epi16(1);
-    /* pairs are at most 2 * 24 * 127: no saturation */
-    return (ivec){
-        _mm256_add_epi32(acc.a, _mm256_madd_epi16(_mm256_maddubs_epi16(w.a, codes.a), one)),
-        _mm256_add_epi32(acc.b, _mm256_madd_epi16(_mm256_maddubs_epi16(w.b, codes.b), one))};
+    __m256i pairs = /* at most 4 * 24 * 127: no saturation */
+        _mm256_add_epi16(_mm256_maddubs_epi16(w0, codes0), _mm256_maddubs_epi16(w1, codes1));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+/* acc + the dots of twice four unsigned weights, 0 to 24, and signed codes. */
+V_INLINE ivec i_dot2(ivec acc, line w0, line codes0, line w1, line codes1)
+{
+    return (ivec){half_dot2(acc.a, w0.a, codes0.a, w1.a, codes1.a),
+                  half_dot2(acc.b, w0.b, codes0.b, w1.b, codes1.b)};
 }
 
 V_INLINE __m256i half_e2m1_bytes(__m256i a)

@@ -224,9 +224,9 @@ V_INLINE line e4m3_wide(line a, int ieee)
     if (ieee)
         v = _mm512_mask_mov_epi16(v, _mm512_cmpeq_epu16_mask(mag, _mm512_set1_epi16(0x780)),
                                   _mm512_set1_epi16(0x7F80));
-    v = _mm512_mask_mov_epi16(
-        v, _mm512_cmpgt_epu16_mask(mag, _mm512_set1_epi16(ieee ? 0x780 : 0x7E0)),
-        _mm512_set1_epi16(0x7FC0));
+    v = _mm512_mask_mov_epi16(v,
+                              _mm512_cmpgt_epu16_mask(mag, _mm512_set1_epi16(ieee ? 0x780 : 0x7E0)),
+                              _mm512_set1_epi16(0x7FC0));
     return _mm512_or_si512(v, sign);
 }
 
@@ -263,8 +263,7 @@ V_INLINE line l_bf12(line codes, line rest, int j, const l_table *table)
 #ifdef VEC_VBMI
     if (j % 2 == 1) rest = _mm512_shldi_epi16(rest, rest, 8);
 #else
-    if (j % 2 == 1)
-        rest = _mm512_or_si512(_mm512_slli_epi16(rest, 8), _mm512_srli_epi16(rest, 8));
+    if (j % 2 == 1) rest = _mm512_or_si512(_mm512_slli_epi16(rest, 8), _mm512_srli_epi16(rest, 8));
 #endif
     return _mm512_ternarylogic_epi32(e, rest, _mm512_set1_epi16((short)0x807F), 0xF8);
 }
@@ -288,13 +287,14 @@ V_INLINE vec v_from_int(ivec a)
     return _mm512_cvtepi32_ps(a);
 }
 
-/* acc + the dots of four unsigned weights and four signed codes. */
-V_INLINE ivec i_dot(ivec acc, line w, line codes)
+/* acc + the dots of twice four unsigned weights, 0 to 24, and signed codes. */
+V_INLINE ivec i_dot2(ivec acc, line w0, line codes0, line w1, line codes1)
 {
 #ifdef VEC_VNNI
-    return _mm512_dpbusd_epi32(acc, w, codes);
+    return _mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc, w0, codes0), w1, codes1);
 #else
-    __m512i pairs = _mm512_maddubs_epi16(w, codes); /* at most 2 * 24 * 127: no saturation */
+    __m512i pairs = /* at most 4 * 24 * 127: no saturation */
+        _mm512_add_epi16(_mm512_maddubs_epi16(w0, codes0), _mm512_maddubs_epi16(w1, codes1));
     return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
 #endif
 }

@@ -413,10 +413,15 @@ V_INLINE int32x4_t q_dot(int32x4_t acc, uint16x8_t weights, uint16x8_t codes)
 #endif
 }
 
-/* acc + the dots of four weights, 0 to 24, and four signed codes. */
 V_INLINE ivec i_dot(ivec acc, line w, line codes)
 {
     return (ivec)EACH3(q_dot, acc, w, codes);
+}
+
+/* acc + the dots of twice four weights, 0 to 24, and signed codes. */
+V_INLINE ivec i_dot2(ivec acc, line w0, line codes0, line w1, line codes1)
+{
+    return i_dot(i_dot(acc, w0, codes0), w1, codes1);
 }
 
 V_INLINE uint16x8_t q_look_up_bytes(uint8x16_t nibble)
