@@ -74,18 +74,12 @@ static void for_share(const packing *p, size_t i,
 
 /* ---- sizes ----------------------------------------------------------------------------------- */
 
-static size_t rows_bytes(const pack_layout *l, bool down, size_t halves)
-{
-    size_t rows =
-        down ? (size_t)l->down_scale + l->down_bias : (size_t)l->gate_up_scale + l->gate_up_bias;
-    return rows * halves * KERNEL_ROWS * sizeof(float);
-}
-
 /* Bytes of panel number n (through all experts) with its rows. */
 static size_t panel_bytes(const packing *p, size_t n)
 {
     pack_bf12_run r = run_of(p, n / p->panels, n % p->panels, n % p->panels + 1);
-    return pack_bf12_bytes(&p->coding[n], r.halves, r.k) + rows_bytes(&p->layout, r.down, r.halves);
+    return pack_bf12_bytes(&p->coding[n], r.halves, r.k) +
+           pack_rows_bytes(&p->layout, r.down, r.halves);
 }
 
 static bool place(size_t count, size_t unit, size_t alignment, size_t *end, size_t *at)
@@ -208,7 +202,7 @@ static size_t mean_bytes(const packing *p, const block *b, const moe_experts *x)
         size_t panels = l->gate_up_panels - (x->mid_k[e] + KERNEL_ROWS - 1) / KERNEL_ROWS;
         sum += l->bytes - panels * l->gate_up_bytes;
         for (size_t n = 0; n < l->down_panels; n++) {
-            size_t halves = pack_down_panel(l, x->base, n, l->mid_k).halves;
+            size_t halves = pack_down_halves(l, n);
             sum -= kernel_panel_bytes(l->down, halves, l->mid_k) -
                    kernel_panel_bytes(l->down, halves, x->mid_k[e]);
         }

@@ -13,6 +13,7 @@
 
 #include "experts.h"
 #include "numeric.h"
+#include "sizes.h"
 
 typedef struct forward {
     call_plan *plan;
@@ -33,19 +34,9 @@ enum {
     STORE_COLUMNS = 1024
 };
 
-static size_t pieces(size_t n, size_t of)
-{
-    return (n + of - 1) / of;
-}
-
-static size_t smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
 static size_t pack_items(const pack_layout *l)
 {
-    return pieces(l->gate_up_panels, PACK_RUN) + pieces(l->down_panels, PACK_RUN);
+    return size_pieces(l->gate_up_panels, PACK_RUN) + size_pieces(l->down_panels, PACK_RUN);
 }
 
 /* Terms are numbered through a pass: group g's begin where those of the groups before it end. */
@@ -58,7 +49,7 @@ static size_t place(const forward *f, const plan_group *g)
 static kernel_tiles tiles_of(const forward *f, const plan_group *g, const uint8_t *tile,
                              size_t row_bytes)
 {
-    size_t n = pieces(g->count, f->plan->tile_width), width = pieces(g->count, n);
+    size_t n = size_pieces(g->count, f->plan->tile_width), width = size_pieces(g->count, n);
     return (kernel_tiles){tile + place(f, g) * row_bytes, g->count, width, width * row_bytes};
 }
 
@@ -139,16 +130,16 @@ static void pack_panels(void *arg, size_t i)
     const pack_layout *l = f->l;
     const pack_source *s = &f->p->source;
     const plan_group *g = f->pass.group;
-    size_t items = pack_items(l), down = pieces(l->gate_up_panels, PACK_RUN), run = i % items;
+    size_t items = pack_items(l), down = size_pieces(l->gate_up_panels, PACK_RUN), run = i % items;
     while (g->slot != i / items) g++;
     if (run >= down) {
         size_t first = (run - down) * PACK_RUN;
-        pack_down(s, l, g->expert, first, smaller(l->down_panels - first, PACK_RUN), g->mid_k,
+        pack_down(s, l, g->expert, first, size_smaller(l->down_panels - first, PACK_RUN), g->mid_k,
                   packed(f, g));
     } else {
-        size_t first = run * PACK_RUN, end = pieces(g->mid_k, KERNEL_ROWS);
+        size_t first = run * PACK_RUN, end = size_pieces(g->mid_k, KERNEL_ROWS);
         if (first < end)
-            pack_gate_up(s, l, g->expert, first, smaller(end - first, PACK_RUN), packed(f, g));
+            pack_gate_up(s, l, g->expert, first, size_smaller(end - first, PACK_RUN), packed(f, g));
     }
 }
 
@@ -161,7 +152,7 @@ static void hidden_tile(void *arg, size_t n)
     size_t t = n - place(f, g), bytes = f->plan->scratch.hidden_row;
     if (g->count == 1 || t % tiles.width != 0) return;
     const uint32_t *rows[KERNEL_WIDTH];
-    size_t width = smaller(g->count - t, tiles.width);
+    size_t width = size_smaller(g->count - t, tiles.width);
     for (size_t i = 0; i < width; i++)
         rows[i] = (const uint32_t *)(const void *)(f->hidden + term_of(f, g)[t + i].token * bytes);
     quantize_tile(rows, width, quantize_words(f->plan->hidden.operand, f->l->hidden_k),
@@ -197,12 +188,12 @@ static void quantize_mid(const forward *f, const plan_group *g, size_t block, co
     kernel_tiles tiles = mid_tiles(f, g);
     uint8_t *tile = f->mid_tile + (size_t)(tiles.x - f->mid_tile);
     for (size_t t = 0; t < g->count; t += tiles.width, tile += tiles.tile_bytes) {
-        size_t width = smaller(g->count - t, tiles.width);
+        size_t width = size_smaller(g->count - t, tiles.width);
         kernel_quantize a = {
             .v = mid + t * KERNEL_BLOCK,
             .stride = KERNEL_BLOCK,
             .tokens = width,
-            .terms = smaller(g->mid_k - block * KERNEL_BLOCK, KERNEL_BLOCK),
+            .terms = size_smaller(g->mid_k - block * KERNEL_BLOCK, KERNEL_BLOCK),
             .block = block,
             .k = g->mid_k,
             .tile = (uint32_t *)(void *)tile,
@@ -216,7 +207,7 @@ static void quantize_mid(const forward *f, const plan_group *g, size_t block, co
 static void gate_up_block(void *arg, size_t i)
 {
     forward *f = arg;
-    group_item item = item_of(f, i, pieces(f->l->gate_up_panels, BLOCK_PANELS));
+    group_item item = item_of(f, i, size_pieces(f->l->gate_up_panels, BLOCK_PANELS));
     const plan_group *g = item.group;
     size_t block = item.at;
     float mid[KERNEL_TOKENS][KERNEL_BLOCK];
@@ -268,7 +259,7 @@ static void add_pass(void *arg, size_t i)
     for (size_t n = 0; n < f->pass.terms; n++) {
         const float *y = f->y + term[n].row * stride + at;
         kernel_reduce a = {&y, f->p->scaled ? &term[n].affinity : NULL, 1,
-                           smaller(f->p->axis.H - at, STORE_COLUMNS),
+                           size_smaller(f->p->axis.H - at, STORE_COLUMNS),
                            f->out + term[n].token * stride + at};
         f->kernels->reduce(&a);
     }
@@ -297,8 +288,9 @@ static void store_columns(void *arg, size_t i)
 {
     forward *f = arg;
     const problem *p = f->p;
-    size_t items = pieces(p->axis.H, STORE_COLUMNS), t = i / items, at = i % items * STORE_COLUMNS;
-    size_t n = smaller(p->axis.H - at, STORE_COLUMNS);
+    size_t items = size_pieces(p->axis.H, STORE_COLUMNS), t = i / items,
+           at = i % items * STORE_COLUMNS;
+    size_t n = size_smaller(p->axis.H - at, STORE_COLUMNS);
     float *row = f->out + t * f->plan->scratch.y_row + at;
     if (!p->all_expert) add_slots(f, t, at, n, row);
     for (size_t h = 0; h < n; h++) {
@@ -316,19 +308,20 @@ static void store_columns(void *arg, size_t i)
 static void run_pass(forward *f)
 {
     const pack_layout *l = f->l;
-    const size_t blocks = pieces(l->gate_up_panels, BLOCK_PANELS);
+    const size_t blocks = size_pieces(l->gate_up_panels, BLOCK_PANELS);
     if (f->p->experts == NULL) threads_loop(f->team, f->pass.slots * pack_items(l), pack_panels, f);
     threads_loop(f->team, f->pass.terms, hidden_tile, f);
     threads_loop(f->team, f->pass.groups * blocks, gate_up_block, f);
     threads_loop(f->team, f->pass.groups * l->down_panels, down_rows, f);
-    if (f->p->all_expert) threads_loop(f->team, pieces(f->p->axis.H, STORE_COLUMNS), add_pass, f);
+    if (f->p->all_expert)
+        threads_loop(f->team, size_pieces(f->p->axis.H, STORE_COLUMNS), add_pass, f);
 }
 
 void forward_run(call_plan *plan, const kernel_table *kernels, threads *team, uint8_t *scratch,
                  void *output)
 {
     const plan_scratch *s = &plan->scratch;
-    const size_t columns = pieces(plan->p->axis.H, STORE_COLUMNS);
+    const size_t columns = size_pieces(plan->p->axis.H, STORE_COLUMNS);
     forward f = {
         .plan = plan,
         .p = plan->p,

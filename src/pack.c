@@ -13,16 +13,11 @@
 /* A panel has at most 2 * 64 bytes for each k, and its rows, so that its bytes fit. */
 #define LARGEST_K ((size_t)PTRDIFF_MAX >> 10)
 
-enum { ROW_BYTES = KERNEL_ROWS * sizeof(float) }; /* of the f32 rows of a half */
-
-static size_t gate_up_rows(const pack_layout *l)
+size_t pack_rows_bytes(const pack_layout *l, bool down, size_t halves)
 {
-    return (size_t)l->gate_up_scale + (size_t)l->gate_up_bias;
-}
-
-static size_t down_rows(const pack_layout *l)
-{
-    return (size_t)l->down_scale + (size_t)l->down_bias;
+    size_t rows = down ? (size_t)l->down_scale + (size_t)l->down_bias
+                       : (size_t)l->gate_up_scale + (size_t)l->gate_up_bias;
+    return rows * halves * KERNEL_ROWS * sizeof(float);
 }
 
 size_t pack_down_halves(const pack_layout *l, size_t panel)
@@ -32,7 +27,7 @@ size_t pack_down_halves(const pack_layout *l, size_t panel)
 
 static size_t down_panel_bytes(const pack_layout *l, size_t halves)
 {
-    return kernel_panel_bytes(l->down, halves, l->mid_k) + halves * down_rows(l) * ROW_BYTES;
+    return kernel_panel_bytes(l->down, halves, l->mid_k) + pack_rows_bytes(l, true, halves);
 }
 
 static void say_rows(const pack_source *s, pack_layout *l)
@@ -59,7 +54,7 @@ bool pack_layout_of(const pack_source *s, pack_layout *l)
     l->gate_up_panels = (l->mid_k + KERNEL_ROWS - 1) / KERNEL_ROWS;
     l->down_panels = (a->H + 2 * KERNEL_ROWS - 1) / (2 * KERNEL_ROWS);
     l->gate_up_bytes =
-        kernel_panel_bytes(l->gate_up, 2, l->hidden_k) + 2 * gate_up_rows(l) * ROW_BYTES;
+        kernel_panel_bytes(l->gate_up, 2, l->hidden_k) + pack_rows_bytes(l, false, 2);
     l->down_bytes = down_panel_bytes(l, 2);
     size_t last = down_panel_bytes(l, pack_down_halves(l, l->down_panels - 1)), down;
     return checked_mul(l->gate_up_panels, l->gate_up_bytes, &l->down_at) &&

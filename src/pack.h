@@ -50,6 +50,9 @@ void pack_gate_up(const pack_source *s, const pack_layout *l, size_t e, size_t f
 void pack_down(const pack_source *s, const pack_layout *l, size_t e, size_t first, size_t count,
                size_t mid_k, uint8_t *expert);
 
+/* Bytes of the f32 rows of a panel. */
+size_t pack_rows_bytes(const pack_layout *l, bool down, size_t halves);
+
 /* Panels of one packed expert, as kernels take them. */
 kernel_panel pack_gate_up_panel(const pack_layout *l, const uint8_t *expert, size_t panel);
 kernel_panel pack_down_panel(const pack_layout *l, const uint8_t *expert, size_t panel,

@@ -6,6 +6,7 @@
  * alternating by half: codes, codes, k 0..3, k 0..3, k 4..7, k 4..7. */
 #include "pack_bf12.h"
 #include "shuffle.h"
+#include "sizes.h"
 
 enum {
     CODES = 15, /* and the escape */
@@ -57,19 +58,15 @@ static bool next(reader *r)
 
 /* ---- sizes ----------------------------------------------------------------------------------- */
 
-static size_t round_up(size_t n, size_t step)
-{
-    return (n + step - 1) / step * step;
-}
-
 static size_t escapes_at(size_t k)
 {
-    return round_up(sizeof(kernel_bf12_head) + round_up(k, KERNEL_BLOCK) / KERNEL_BLOCK, 4);
+    return size_round_up(sizeof(kernel_bf12_head) + size_round_up(k, KERNEL_BLOCK) / KERNEL_BLOCK,
+                         4);
 }
 
 static size_t lines_at(size_t k, size_t escapes)
 {
-    return round_up(escapes_at(k) + escapes * sizeof(kernel_bf12_escape), KERNEL_LINE);
+    return size_round_up(escapes_at(k) + escapes * sizeof(kernel_bf12_escape), KERNEL_LINE);
 }
 
 size_t pack_bf12_bytes(const pack_bf12_coding *c, size_t halves, size_t k)

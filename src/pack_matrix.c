@@ -6,6 +6,7 @@
  * and what is left over at the ends, goes element by element. */
 #include "pack_lines.h"
 #include "shuffle.h"
+#include "sizes.h"
 
 /* ---- element by element ---------------------------------------------------------------------- */
 
@@ -139,11 +140,6 @@ pack_matrix pack_matrix_of(const pack_run *r)
                          down ? a->I : a->H,          r->format};
 }
 
-static size_t smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
-}
-
 /* Lines of a format's rows; f is a constant in each copy. */
 static inline void fast_lines(const pack_run *r, const pack_matrix *m, kernel_format f, bool rows,
                               size_t halves, size_t k, size_t lines, const size_t *at)
@@ -165,8 +161,9 @@ void pack_matrix_lines(const pack_run *r, const pack_matrix *m, size_t k, size_t
     size_t line_k = kernel_line_k(f), bits = kernel_bits(f);
     bool rows = m->column_stride == (bits + 7) / 8, columns = m->row_stride * 8 == bits;
     /* whole halves, and lines whose terms all exist */
-    size_t halves = r->row < m->rows ? smaller(r->halves, (m->rows - r->row) / KERNEL_ROWS) : 0;
-    size_t whole = k < m->k ? smaller(lines, (m->k - k) / line_k) : 0;
+    size_t halves =
+        r->row < m->rows ? size_smaller(r->halves, (m->rows - r->row) / KERNEL_ROWS) : 0;
+    size_t whole = k < m->k ? size_smaller(lines, (m->k - k) / line_k) : 0;
     if (rows) whole -= whole % STEP_LINES;
     if (!rows && !columns) halves = 0;
     if (halves > 0 && whole > 0) switch (f) {

@@ -5,6 +5,7 @@
 #include "checked.h"
 #include "experts.h"
 #include "numeric.h"
+#include "sizes.h"
 
 enum {
     PASS_TERMS = 512, /* y and intermediate rows of a pass: some 20 MB for the largest models */
@@ -20,11 +21,6 @@ static bool reserve(plan_scratch *s, size_t count, size_t unit, size_t *offset)
     *offset = s->bytes;
     return checked_mul(count, unit, &bytes) && checked_add(s->bytes, bytes, &bytes) &&
            checked_round_up(bytes, KERNEL_ALIGN, &s->bytes) && s->bytes <= PTRDIFF_MAX;
-}
-
-static size_t smaller(size_t a, size_t b)
-{
-    return a < b ? a : b;
 }
 
 static size_t row_bytes(kernel_operand o, size_t k)
@@ -48,10 +44,10 @@ bool plan_size(const problem *p, const kernel_table *kernels, call_plan *plan)
     else if (!pack_layout_of(&p->source, l))
         return false;
     if (!checked_mul(p->T, p->all_expert ? p->E_L : p->K, &terms)) return false;
-    plan->pass_terms = smaller(terms, PASS_TERMS);
-    plan->pass_slots = smaller(p->E_L, plan->pass_terms);
+    plan->pass_terms = size_smaller(terms, PASS_TERMS);
+    plan->pass_slots = size_smaller(p->E_L, plan->pass_terms);
     if (p->experts == NULL)
-        plan->pass_slots = smaller(plan->pass_slots, 1 + PASS_PACKED / l->bytes);
+        plan->pass_slots = size_smaller(plan->pass_slots, 1 + PASS_PACKED / l->bytes);
     s->hidden_row = row_bytes(plan->hidden.operand, l->hidden_k);
     s->mid_row = row_bytes(plan->mid.operand, l->mid_k);
     s->y_row = l->down_panels * 2 * KERNEL_ROWS;
@@ -63,7 +59,7 @@ bool plan_size(const problem *p, const kernel_table *kernels, call_plan *plan)
            reserve(s, y_rows, s->y_row * sizeof(float), &s->y) &&
            reserve(s, p->T, s->y_row * sizeof(float), &s->out) &&
            reserve(s, terms, sizeof(plan_term), &s->term) &&
-           reserve(s, smaller(terms, terms / KERNEL_TOKENS + p->E_L), sizeof(plan_group),
+           reserve(s, size_smaller(terms, terms / KERNEL_TOKENS + p->E_L), sizeof(plan_group),
                    &s->group) &&
            reserve(s, p->E_L + 1, sizeof(size_t), &s->begin);
 }
@@ -117,10 +113,11 @@ static void add_groups(call_plan *plan, size_t expert, size_t first, size_t end)
     size_t mid_k = p->experts != NULL ? p->experts->mid_k[expert]
                                       : pack_mid_k(&p->source, &plan->layout, expert);
     for (; first < end; first += KERNEL_TOKENS)
-        plan->group[plan->groups++] = (plan_group){.expert = expert,
-                                                   .mid_k = mid_k,
-                                                   .first = first,
-                                                   .count = smaller(end - first, KERNEL_TOKENS)};
+        plan->group[plan->groups++] =
+            (plan_group){.expert = expert,
+                         .mid_k = mid_k,
+                         .first = first,
+                         .count = size_smaller(end - first, KERNEL_TOKENS)};
 }
 
 static void route_all(call_plan *plan)
