@@ -186,7 +186,7 @@ static void fill_pads(const forward *f, size_t panel, const kernel_gate_up *a)
 static void quantize_mid(const forward *f, const plan_group *g, size_t block, const float *mid)
 {
     kernel_tiles tiles = mid_tiles(f, g);
-    uint8_t *tile = f->mid_tile + (size_t)(tiles.x - f->mid_tile);
+    uint8_t *tile = f->mid_tile + place(f, g) * f->plan->scratch.mid_row;
     for (size_t t = 0; t < g->count; t += tiles.width, tile += tiles.tile_bytes) {
         size_t width = size_smaller(g->count - t, tiles.width);
         kernel_quantize a = {

@@ -124,8 +124,10 @@ INLINE shape shape_of(size_t width, kernel_format f, kernel_operand o)
 
 INLINE void accs_clear(shape n, accs acc)
 {
-    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t m = 0; m < n.halves; m++)
-        UNROLL for (size_t t = 0; t < n.width; t++) acc[b][m][t] = v_zero();
+    UNROLL
+    for (size_t b = 0; b < n.blocks; b++) UNROLL
+    for (size_t m = 0; m < n.halves; m++) UNROLL
+    for (size_t t = 0; t < n.width; t++) acc[b][m][t] = v_zero();
 }
 
 INLINE size_t pair_bytes(size_t width, kernel_operand o)
@@ -142,12 +144,13 @@ INLINE void dot_pair(const unit *u, size_t j, size_t stride, const uint8_t *x, s
 #ifdef VEC_BF16
     if (o == OPERAND_BF16) {
         line w[2];
-        UNROLL for (size_t m = 0; m < n.halves; m++) w[m] = unit_pair(&u[m], j, f, table);
-        UNROLL for (size_t t = 0; t < n.width; t++)
-        {
+        UNROLL
+        for (size_t m = 0; m < n.halves; m++) w[m] = unit_pair(&u[m], j, f, table);
+        UNROLL
+        for (size_t t = 0; t < n.width; t++) {
             line pair = l_word(x + t * sizeof(uint32_t));
-            UNROLL for (size_t m = 0; m < n.halves; m++) acc[m][t] =
-                v_dot_bf16(acc[m][t], w[m], pair);
+            UNROLL
+            for (size_t m = 0; m < n.halves; m++) acc[m][t] = v_dot_bf16(acc[m][t], w[m], pair);
         }
         return;
     }
@@ -155,20 +158,23 @@ INLINE void dot_pair(const unit *u, size_t j, size_t stride, const uint8_t *x, s
     const float *xf = (const float *)(const void *)x;
     vec even[2], odd[2];
 #ifdef VEC_FEW
-    UNROLL for (size_t m = 0; m < n.halves; m++)
-    {
+    UNROLL
+    for (size_t m = 0; m < n.halves; m++) {
         unit_f32(&u[m], j, stride, f, table, &even[m], &odd[m]);
-        UNROLL for (size_t t = 0; t < n.width; t++) acc[m][t] =
-            v_fma(v_set1(xf[t]), even[m], v_fma(v_set1(xf[n.width + t]), odd[m], acc[m][t]));
+        UNROLL
+        for (size_t t = 0; t < n.width; t++)
+            acc[m][t] =
+                v_fma(v_set1(xf[t]), even[m], v_fma(v_set1(xf[n.width + t]), odd[m], acc[m][t]));
     }
 #else
-    UNROLL for (size_t m = 0; m < n.halves; m++)
-        unit_f32(&u[m], j, stride, f, table, &even[m], &odd[m]);
-    UNROLL for (size_t t = 0; t < n.width; t++)
-    {
+    UNROLL
+    for (size_t m = 0; m < n.halves; m++) unit_f32(&u[m], j, stride, f, table, &even[m], &odd[m]);
+    UNROLL
+    for (size_t t = 0; t < n.width; t++) {
         vec x1 = v_set1(xf[n.width + t]), x0 = v_set1(xf[t]);
-        UNROLL for (size_t m = 0; m < n.halves; m++) acc[m][t] =
-            v_fma(x0, even[m], v_fma(x1, odd[m], acc[m][t]));
+        UNROLL
+        for (size_t m = 0; m < n.halves; m++)
+            acc[m][t] = v_fma(x0, even[m], v_fma(x1, odd[m], acc[m][t]));
     }
 #endif
     (void)o;
@@ -181,12 +187,15 @@ INLINE void dot_unit(const uint8_t *at, const span *s, size_t pairs, const uint8
                      const l_table *table, accs acc)
 {
     unit u[2][2];
-    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t m = 0; m < n.halves; m++)
+    UNROLL
+    for (size_t b = 0; b < n.blocks; b++) UNROLL
+    for (size_t m = 0; m < n.halves; m++)
         u[b][m] = unit_load(at + b * s->block + m * s->second, s->stride, f);
-    UNROLL for (size_t j = 0; j < unit_pairs(f); j++)
-    {
+    UNROLL
+    for (size_t j = 0; j < unit_pairs(f); j++) {
         if (j >= pairs) break;
-        UNROLL for (size_t b = 0; b < n.blocks; b++)
+        UNROLL
+        for (size_t b = 0; b < n.blocks; b++)
             dot_pair(u[b], j, s->stride, x + b * x_block + j * pair_bytes(n.width, o), n, f, o,
                      table, acc[b]);
     }
@@ -201,7 +210,8 @@ INLINE const uint8_t *ahead_of(const span *s, const uint8_t *at)
 
 INLINE const uint8_t *prefetch_lines(const uint8_t *ahead, size_t gap, size_t lines)
 {
-    UNROLL for (size_t i = 0; i < lines; i++, ahead += gap) l_prefetch(ahead);
+    UNROLL
+    for (size_t i = 0; i < lines; i++, ahead += gap) l_prefetch(ahead);
     return ahead;
 }
 

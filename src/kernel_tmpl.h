@@ -43,8 +43,9 @@ INLINE void plain_tile(const span *s, size_t m, const uint8_t *x, size_t width, 
         dot_bf12(s, m, x, n, o, acc);
     else
         dot_terms(s->lines + m * s->second, s, s->end - s->first, x, n, f, o, NULL, acc);
-    UNROLL for (size_t i = 0; i < n.halves; i++) UNROLL for (size_t t = 0; t < width; t++)
-    {
+    UNROLL
+    for (size_t i = 0; i < n.halves; i++) UNROLL
+    for (size_t t = 0; t < width; t++) {
         float *at = sum[(m + i) * KERNEL_TOKENS + t];
         v_store(at, v_add(v_load(at), acc[0][i][t]));
     }
@@ -61,17 +62,19 @@ typedef struct scales {
 /* sum = fma(acc * low(s), 2^(max(s,1)-127), sum). */
 INLINE void mx_scale(const scales *c, shape n, size_t m, accs acc, tile_sums sum)
 {
-    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t i = 0; i < n.halves; i++)
-    {
+    UNROLL
+    for (size_t b = 0; b < n.blocks; b++) UNROLL
+    for (size_t i = 0; i < n.halves; i++) {
         const uint8_t *scale = c->at + b * c->block + i * c->half;
         vec power = v_e8m0_normal(scale);
         if (__builtin_expect(c->special, 0)) {
             vec low = v_e8m0_low(scale);
             power = v_e8m0(scale);
-            UNROLL for (size_t t = 0; t < n.width; t++) acc[b][i][t] = v_mul(acc[b][i][t], low);
+            UNROLL
+            for (size_t t = 0; t < n.width; t++) acc[b][i][t] = v_mul(acc[b][i][t], low);
         }
-        UNROLL for (size_t t = 0; t < n.width; t++)
-        {
+        UNROLL
+        for (size_t t = 0; t < n.width; t++) {
             float *to = sum[(m + i) * KERNEL_TOKENS + t];
             v_store(to, v_fma(acc[b][i][t], power, v_load(to)));
         }
@@ -100,8 +103,8 @@ typedef struct int8_words {
 INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, size_t width,
                        int has_low, tile_sums sum)
 {
-    UNROLL for (size_t t = 0; t < width; t++)
-    {
+    UNROLL
+    for (size_t t = 0; t < width; t++) {
         vec scale = v_set1(half[t]);
         if (has_low) scale = v_mul(scale, low);
         scale = v_mul(scale, power);
@@ -113,10 +116,14 @@ INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, s
 /* The sums of each two tokens, side by side as i_matrix has them (paired 1), and back. */
 INLINE void int8_pairs(shape n, int paired, ivec acc[2][2][KERNEL_WIDTH])
 {
-    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t i = 0; i < n.halves; i++)
-        UNROLL for (size_t t = 0; t + 1 < n.width; t += 2) if (paired)
+    UNROLL
+    for (size_t b = 0; b < n.blocks; b++) UNROLL
+    for (size_t i = 0; i < n.halves; i++) UNROLL
+    for (size_t t = 0; t + 1 < n.width; t += 2)
+        if (paired)
             i_pair(&acc[b][i][t], &acc[b][i][t + 1]);
-    else i_unpair(&acc[b][i][t], &acc[b][i][t + 1]);
+        else
+            i_unpair(&acc[b][i][t], &acc[b][i][t + 1]);
 }
 #endif
 
@@ -129,46 +136,50 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
     ivec acc[2][2][KERNEL_WIDTH];
     const uint8_t *ahead = ahead_of(s, at);
     at += m * s->second;
-    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t t = 0; t < n.width; t++)
-        UNROLL for (size_t i = 0; i < n.halves; i++) acc[b][i][t] =
-            i_set1(x.offset[b * n.width + t]);
+    UNROLL
+    for (size_t b = 0; b < n.blocks; b++) UNROLL
+    for (size_t t = 0; t < n.width; t++) UNROLL
+    for (size_t i = 0; i < n.halves; i++) acc[b][i][t] = i_set1(x.offset[b * n.width + t]);
 #ifdef VEC_MATRIX
     if (n.width % 2 == 0) int8_pairs(n, 1, acc);
 #endif
-    for (size_t j = 0; j < KERNEL_BLOCK / 8; j++, at += s->stride, x.codes += 2 * word)
-        UNROLL for (size_t b = 0; b < n.blocks; b++)
-        {
-            const uint8_t *lines = at + b * s->block;
-            line codes[2], w[2][2]; /* [half][nibble] */
-            ahead = prefetch_lines(ahead, s->gap, 2);
-            UNROLL for (size_t i = 0; i < n.halves; i++) codes[i] = l_load(lines + i * s->second);
+    for (size_t j = 0; j < KERNEL_BLOCK / 8; j++, at += s->stride, x.codes += 2 * word) UNROLL
+    for (size_t b = 0; b < n.blocks; b++) {
+        const uint8_t *lines = at + b * s->block;
+        line codes[2], w[2][2]; /* [half][nibble] */
+        ahead = prefetch_lines(ahead, s->gap, 2);
+        UNROLL
+        for (size_t i = 0; i < n.halves; i++) codes[i] = l_load(lines + i * s->second);
 #ifdef VEC_MATRIX
-            if (n.width % 2 == 0) {
-                UNROLL for (size_t t = 0; t < n.width; t += 2)
-                    UNROLL for (size_t i = 0; i < n.halves; i++)
-                        i_matrix(&acc[b][i][t], &acc[b][i][t + 1], codes[i],
-                                 x.codes + b * x_block + t * sizeof(uint32_t), word);
-                continue;
-            }
-#endif
-            UNROLL for (size_t i = 0; i < n.halves; i++)
-            {
-                w[i][0] = l_e2m1_bytes(codes[i], 0);
-                w[i][1] = l_e2m1_bytes(codes[i], 1);
-            }
-            UNROLL for (size_t t = 0; t < n.width; t++)
-            {
-                const uint8_t *q = x.codes + b * x_block + t * sizeof(uint32_t);
-                line low = l_word(q), high = l_word(q + word);
-                UNROLL for (size_t i = 0; i < n.halves; i++) acc[b][i][t] =
-                    i_dot2(acc[b][i][t], w[i][0], low, w[i][1], high);
-            }
+        if (n.width % 2 == 0) {
+            UNROLL
+            for (size_t t = 0; t < n.width; t += 2) UNROLL
+            for (size_t i = 0; i < n.halves; i++)
+                i_matrix(&acc[b][i][t], &acc[b][i][t + 1], codes[i],
+                         x.codes + b * x_block + t * sizeof(uint32_t), word);
+            continue;
         }
+#endif
+        UNROLL
+        for (size_t i = 0; i < n.halves; i++) {
+            w[i][0] = l_e2m1_bytes(codes[i], 0);
+            w[i][1] = l_e2m1_bytes(codes[i], 1);
+        }
+        UNROLL
+        for (size_t t = 0; t < n.width; t++) {
+            const uint8_t *q = x.codes + b * x_block + t * sizeof(uint32_t);
+            line low = l_word(q), high = l_word(q + word);
+            UNROLL
+            for (size_t i = 0; i < n.halves; i++)
+                acc[b][i][t] = i_dot2(acc[b][i][t], w[i][0], low, w[i][1], high);
+        }
+    }
 #ifdef VEC_MATRIX
     if (n.width % 2 == 0) int8_pairs(n, 0, acc);
 #endif
-    UNROLL for (size_t b = 0; b < n.blocks; b++) UNROLL for (size_t i = 0; i < n.halves; i++)
-    {
+    UNROLL
+    for (size_t b = 0; b < n.blocks; b++) UNROLL
+    for (size_t i = 0; i < n.halves; i++) {
         const uint8_t *scale = c->at + b * c->block + i * c->half;
         const float *half = x.half + b * n.width;
         tile_sums to = sum + (m + i) * KERNEL_TOKENS;
