@@ -6,6 +6,8 @@
  * the bytes that it declares, in a block of its own, so that ASan sees a read outside.  A call
  * that fails must leave the output alone; one that succeeds must write all of it, twice the
  * same, and within the bounds of the float64 oracle. */
+#include "fuzz_input.h"
+
 #include "checked.h"
 #include "layer.h"
 
@@ -15,39 +17,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 enum { MOST_BYTES = 1 << 20, MOST_PRODUCTS = 1 << 21, MOST_JUDGED = 1 << 14, MOST_ARGS = 8192 };
 enum { FILLER = 0x3C };
-
-#define COUNT(array)    (sizeof(array) / sizeof(array)[0])
-#define MUST(condition) ((condition) ? (void)0 : broken(__LINE__, #condition))
-
-static void broken(int line, const char *condition)
-{
-    fprintf(stderr, "line %d: not %s (last error: %s)\n", line, condition, moe_last_error());
-    abort();
-}
-
-/* ---- input ----------------------------------------------------------------------------------- */
-
-typedef struct input {
-    const uint8_t *data;
-    size_t left;
-} input;
-
-/* The next byte; 0 past the end. */
-static uint8_t next(input *in)
-{
-    if (in->left == 0) return 0;
-    in->left--;
-    return *in->data++;
-}
-
-static size_t pick(input *in, size_t n)
-{
-    return next(in) % n;
-}
 
 /* ---- a valid layer --------------------------------------------------------------------------- */
 

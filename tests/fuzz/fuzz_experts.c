@@ -6,6 +6,8 @@
  * its description claims, in a block of its own, so that ASan sees a read outside; one that claims
  * too much has no data.  What is refused leaves no handle; what is packed computes the bits of the
  * same values packed from dense rows, or of the operator's tensors themselves. */
+#include "fuzz_input.h"
+
 #include "checked.h"
 #include "layer.h"
 
@@ -13,41 +15,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
-
 enum { MATRICES = 3, PARTS = 3, ARRAYS = MATRICES * PARTS, TENSORS = 6 };
 enum { WEIGHTS, SCALE, BIAS };
 enum { MOST_BYTES = 1 << 21, MOST_PACKED = 1 << 22, MOST_POINTERS = 64, MOST_ARGS = 8192 };
 enum { BLOCKS = 1024, MX_BLOCK = 32 };
 
-#define COUNT(array)    (sizeof(array) / sizeof(array)[0])
-#define MUST(condition) ((condition) ? (void)0 : broken(__LINE__, #condition))
-
-static void broken(int line, const char *condition)
-{
-    fprintf(stderr, "line %d: not %s (last error: %s)\n", line, condition, moe_last_error());
-    abort();
-}
-
 /* ---- input ----------------------------------------------------------------------------------- */
-
-typedef struct input {
-    const uint8_t *data;
-    size_t left;
-} input;
-
-/* The next byte; 0 past the end. */
-static uint8_t next(input *in)
-{
-    if (in->left == 0) return 0;
-    in->left--;
-    return *in->data++;
-}
-
-static size_t pick(input *in, size_t n)
-{
-    return next(in) % n;
-}
 
 /* A small number of either sign, or one at which something may wrap. */
 static int64_t read_number(input *in)
