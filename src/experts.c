@@ -11,6 +11,7 @@
 #include "context.h"
 #include "error.h"
 #include "pack_bf12.h"
+#include "sizes.h"
 #include "validate.h"
 
 #include <limits.h>
@@ -153,7 +154,7 @@ static void pack_run_of(const packing *p, const pack_bf12_run *r, size_t number)
         pack_down(r->s, &p->layout, r->e, r->first, r->count, mid_k, expert);
         return;
     }
-    size_t used = (mid_k + KERNEL_ROWS - 1) / KERNEL_ROWS; /* lanes past mid_k are never read */
+    size_t used = size_pieces(mid_k, KERNEL_ROWS); /* lanes past mid_k are never read */
     if (r->first < used)
         pack_gate_up(r->s, &p->layout, r->e, r->first,
                      used - r->first < r->count ? used - r->first : r->count, expert);
@@ -199,7 +200,7 @@ static size_t mean_bytes(const packing *p, const block *b, const moe_experts *x)
     size_t E_L = p->source.E_L, sum = 0;
     if (p->coding != NULL) return (b->bytes - b->base) / E_L;
     for (size_t e = 0; e < E_L; e++) {
-        size_t panels = l->gate_up_panels - (x->mid_k[e] + KERNEL_ROWS - 1) / KERNEL_ROWS;
+        size_t panels = l->gate_up_panels - size_pieces(x->mid_k[e], KERNEL_ROWS);
         sum += l->bytes - panels * l->gate_up_bytes;
         for (size_t n = 0; n < l->down_panels; n++) {
             size_t halves = pack_down_halves(l, n);

@@ -7,6 +7,7 @@
 
 #include "checked.h"
 #include "numeric.h"
+#include "sizes.h"
 
 /* ---- sizes ----------------------------------------------------------------------------------- */
 
@@ -51,8 +52,8 @@ bool pack_layout_of(const pack_source *s, pack_layout *l)
     say_rows(s, l);
     l->hidden_k = a->H + a->H % 2;
     l->mid_k = a->strided ? a->tiles_i * a->lanes_p * 4 : a->I + a->I % 2;
-    l->gate_up_panels = (l->mid_k + KERNEL_ROWS - 1) / KERNEL_ROWS;
-    l->down_panels = (a->H + 2 * KERNEL_ROWS - 1) / (2 * KERNEL_ROWS);
+    l->gate_up_panels = size_pieces(l->mid_k, KERNEL_ROWS);
+    l->down_panels = size_pieces(a->H, 2 * KERNEL_ROWS);
     l->gate_up_bytes =
         kernel_panel_bytes(l->gate_up, 2, l->hidden_k) + pack_rows_bytes(l, false, 2);
     l->down_bytes = down_panel_bytes(l, 2);
@@ -281,7 +282,7 @@ void pack_gate_up(const pack_source *s, const pack_layout *l, size_t e, size_t f
                   uint8_t *expert)
 {
     for (size_t n; count > 0; first += n, count -= n) {
-        n = count < PACK_RUN ? count : PACK_RUN;
+        n = size_smaller(count, PACK_RUN);
         gate_up_run(s, l, e, first, n, expert);
     }
 }
@@ -289,7 +290,7 @@ void pack_gate_up(const pack_source *s, const pack_layout *l, size_t e, size_t f
 size_t pack_down_run(const pack_layout *l, size_t first, size_t count)
 {
     if (count > 1 && pack_down_halves(l, first + count - 1) == 1) count--;
-    return count < PACK_RUN ? count : PACK_RUN;
+    return size_smaller(count, PACK_RUN);
 }
 
 void pack_down(const pack_source *s, const pack_layout *l, size_t e, size_t first, size_t count,

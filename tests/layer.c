@@ -2,6 +2,8 @@
 /* layer.c - the tensors of test layers: shapes and memory. */
 #include "layer.h"
 
+#include "../tools/paths.h"
+
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -230,32 +232,10 @@ void *layer_run(moe_context *context, const layer *l, size_t *bytes)
 
 /* ---- packed experts -------------------------------------------------------------------------- */
 
-moe_experts_args layer_experts_args(const moe_tkg_args *args)
-{
-    moe_experts_args a = moe_experts_args_init();
-    a.expert_gate_up_weights = args->expert_gate_up_weights;
-    a.expert_down_weights = args->expert_down_weights;
-    a.expert_gate_up_bias = args->expert_gate_up_bias;
-    a.expert_down_bias = args->expert_down_bias;
-    a.expert_gate_up_weights_scale = args->expert_gate_up_weights_scale;
-    a.expert_down_weights_scale = args->expert_down_weights_scale;
-    return a;
-}
-
-moe_tkg_args layer_with_experts(const moe_tkg_args *args, const moe_experts *experts)
-{
-    moe_tkg_args a = *args;
-    a.expert_gate_up_weights = a.expert_down_weights = NULL;
-    a.expert_gate_up_bias = a.expert_down_bias = NULL;
-    a.expert_gate_up_weights_scale = a.expert_down_weights_scale = NULL;
-    a.experts = experts;
-    return a;
-}
-
 moe_experts *layer_pack(moe_context *context, const layer *l, moe_packing packing)
 {
     moe_experts *experts;
-    moe_experts_args args = layer_experts_args(&l->args);
+    moe_experts_args args = path_experts_args(&l->args);
     args.packing = packing;
     moe_status status = moe_experts_create(context, &args, &experts);
     if (status == MOE_OK) return experts;
@@ -266,6 +246,6 @@ moe_experts *layer_pack(moe_context *context, const layer *l, moe_packing packin
 void *layer_run_packed(moe_context *context, const layer *l, const moe_experts *experts,
                        size_t *bytes)
 {
-    moe_tkg_args args = layer_with_experts(&l->args, experts);
+    moe_tkg_args args = path_with_experts(&l->args, experts);
     return run_args(context, &args, bytes);
 }

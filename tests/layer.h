@@ -135,11 +135,6 @@ bool layer_is_mx(const layer *l);
  * *bytes if not NULL. Aborts with moe_last_error() on stderr if the library refuses. */
 void *layer_run(moe_context *context, const layer *l, size_t *bytes);
 
-/* The weights, scales and biases of a call, to be packed; the call with packed experts in their
- * place. */
-moe_experts_args layer_experts_args(const moe_tkg_args *args);
-moe_tkg_args layer_with_experts(const moe_tkg_args *args, const moe_experts *experts);
-
 /* Packs the layer's experts on context; the caller destroys them.  Aborts if the library refuses. */
 moe_experts *layer_pack(moe_context *context, const layer *l, moe_packing packing);
 

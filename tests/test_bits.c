@@ -6,6 +6,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "../tools/paths.h"
 #include "canon_ref.h"
 #include "numeric.h"
 #include "random_layer.h"
@@ -316,7 +317,7 @@ static void in_place(layer_spec s)
     random_expect_bits(output, copy, bytes, "in place");
     layer_fill(&l, LAYER_HIDDEN);
     moe_experts *experts = layer_pack(NULL, &l, MOE_PACK_PLAIN);
-    moe_tkg_args args = layer_with_experts(&l.args, experts);
+    moe_tkg_args args = path_with_experts(&l.args, experts);
     assert_int_equal(moe_tkg(contexts[1], &args, l.data[LAYER_HIDDEN], bytes), MOE_OK);
     assert_memory_equal(output, l.data[LAYER_HIDDEN], bytes);
     assert_int_equal(moe_experts_destroy(experts), MOE_OK);

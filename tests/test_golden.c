@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_golden.c - every golden case of the operator at the gate `strict`, on every ISA level, as it
  * is and with its experts packed; every unit vector. */
+#include "../tools/paths.h"
 #include "expect.h"
 #include "fpenv.h"
 #include "golden.h"
@@ -48,12 +49,12 @@ static void judge(const char *path, const moe_case *c, const moe_tensor *output)
 static void expect_packed(const char *path, moe_context *context, const moe_tkg_args *args,
                           const void *expected, size_t bytes)
 {
-    moe_experts_args experts_args = layer_experts_args(args);
+    moe_experts_args experts_args = path_experts_args(args);
     moe_experts *experts;
     void *output = malloc(bytes);
     assert_non_null(output);
     moe_status status = moe_experts_create(context, &experts_args, &experts);
-    moe_tkg_args with = layer_with_experts(args, experts);
+    moe_tkg_args with = path_with_experts(args, experts);
     if (status == MOE_OK) status = moe_tkg(context, &with, output, bytes);
     if (status != MOE_OK) fail_msg("%s, packed: %s", path, moe_last_error());
     if (memcmp(expected, output, bytes) != 0)

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "../tools/paths.h"
 #include "canon_ref.h"
 #include "random_layer.h"
 #include "source.h"
@@ -111,7 +112,7 @@ static void plain_rows(layer_spec s)
                                           .code = code_of_layer});
         add_rows(&l, &rows.args, true);
         moe_experts *experts = create(contexts[(s.seed + n) % levels], &rows.args);
-        moe_tkg_args args = layer_with_experts(&l.args, NULL);
+        moe_tkg_args args = path_with_experts(&l.args, NULL);
         if (n == 0) {
             canon_run_rows(&args, &rows.args, document);
             assert_memory_equal(expected, document, bytes);
@@ -215,7 +216,7 @@ static void mx_rows(const mx_kind *kind, unsigned v)
     moe_tensor shape;
     size_t bytes;
     moe_experts *experts = create(contexts[draw % levels], &rows.args);
-    moe_tkg_args args = layer_with_experts(&l.args, experts);
+    moe_tkg_args args = path_with_experts(&l.args, experts);
     if (moe_tkg_output(&args, &shape, &bytes) != MOE_OK) fail_msg("%s", moe_last_error());
     void *document = malloc(bytes);
     assert_non_null(document);

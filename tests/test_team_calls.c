@@ -13,38 +13,11 @@
 #include <unistd.h>
 
 #include "expect.h"
-#include "random_layer.h"
+#include "jobs.h"
 
 /* ---- layers with their outputs --------------------------------------------------------------- */
 
-enum { JOBS = RANDOM_KINDS, MOST = 5 };
-
-static struct job {
-    layer l;
-    void *expected;
-    size_t bytes;
-} jobs[JOBS];
-
-static int make_jobs(void **state)
-{
-    (void)state;
-    for (unsigned i = 0; i < JOBS; i++) {
-        layer_spec s = random_layer(i, i);
-        layer_make(&jobs[i].l, &s);
-        jobs[i].expected = layer_run(NULL, &jobs[i].l, &jobs[i].bytes);
-    }
-    return 0;
-}
-
-static int free_jobs(void **state)
-{
-    (void)state;
-    for (unsigned i = 0; i < JOBS; i++) {
-        free(jobs[i].expected);
-        layer_free(&jobs[i].l);
-    }
-    return 0;
-}
+enum { MOST = 5 };
 
 static moe_context *make_context(const moe_context_options *options)
 {
@@ -63,16 +36,6 @@ static moe_context *make_plain_context(int32_t threads)
 static void end_context(moe_context *context)
 {
     assert_int_equal(moe_context_destroy(context), MOE_OK);
-}
-
-static bool run_job(moe_context *context, unsigned i)
-{
-    const struct job *j = &jobs[i % JOBS];
-    void *got = malloc(j->bytes);
-    bool same = got && moe_tkg(context, &j->l.args, got, j->bytes) == MOE_OK &&
-                memcmp(got, j->expected, j->bytes) == 0;
-    free(got);
-    return same;
 }
 
 /* What fesetround(rounding) does to the arithmetic of this thread.  fegetround() would not do: it
@@ -120,7 +83,7 @@ static void *run_parts(void *arg)
     group *g = p->g;
     fesetround(FE_UPWARD);
     for (unsigned i = 0; i < CALLS; i++) {
-        const struct job *j = &jobs[i % JOBS];
+        const job *j = &jobs[i % JOBS];
         uint64_t random = layer_random(3, i, (uint64_t)p->ith);
         if (g->late && random % 4 == 0)
             nanosleep(&(struct timespec){.tv_nsec = (long)(random >> 8 & 0x1FFFF)}, NULL);
@@ -224,7 +187,7 @@ static void *run_swaps(void *arg)
 {
     swap *s = arg;
     for (unsigned i = 0; i < SWAPS; i++) {
-        const struct job *j = &jobs[i / 2 % JOBS];
+        const job *j = &jobs[i / 2 % JOBS];
         int32_t nth = (int32_t)(layer_random(5, i, 0) % MOST + 1),
                 ith = (int32_t)((s->number + layer_random(6, i, 0)) % MOST);
         moe_tkg_args args = j->l.args;
@@ -329,7 +292,7 @@ static void test_all_parts_see_the_error(void **state)
     options.release = give_back;
     options.user = &empty;
     moe_context *context = make_context(&options);
-    const struct job *j = &jobs[0];
+    const job *j = &jobs[0];
     unsigned char *output = malloc(j->bytes);
     moe_tkg_args args = j->l.args;
     args.hidden_input = NULL;
@@ -357,7 +320,7 @@ static void test_bad_part_numbers(void **state)
     } bad[] = {{0, 0, "nth = 0:"},    {0, -1, "nth = -1:"},  {0, 1025, "nth = 1025:"},
                {-1, 2, "ith = -1:"},  {2, 2, "ith = 2:"},    {1, 1, "ith = 1:"},
                {INT32_MIN, 1, "ith"}, {INT32_MAX, 2, "ith"}, {0, INT32_MAX, "nth"}};
-    const struct job *j = &jobs[0];
+    const job *j = &jobs[0];
     unsigned char *output = malloc(j->bytes);
     moe_context *context = make_plain_context(1);
     for (size_t i = 0; i < COUNT(bad); i++) {
@@ -386,7 +349,7 @@ static double cpu_seconds(void)
 static void test_waiting_parts(void **state)
 {
     (void)state;
-    const struct job *j = &jobs[0];
+    const job *j = &jobs[0];
     moe_context *context = make_plain_context(1);
     unsigned char *output = malloc(j->bytes);
     lone_part p[3];

@@ -11,51 +11,9 @@
 #include <unistd.h>
 
 #include "expect.h"
-#include "random_layer.h"
+#include "jobs.h"
 
 /* ---- layers with their outputs --------------------------------------------------------------- */
-
-enum { JOBS = RANDOM_KINDS };
-
-typedef struct job {
-    layer l;
-    void *expected;
-    size_t bytes;
-} job;
-
-static job jobs[JOBS];
-
-static int make_jobs(void **state)
-{
-    (void)state;
-    for (unsigned i = 0; i < JOBS; i++) {
-        layer_spec s = random_layer(i, i);
-        layer_make(&jobs[i].l, &s);
-        jobs[i].expected = layer_run(NULL, &jobs[i].l, &jobs[i].bytes);
-    }
-    return 0;
-}
-
-static int free_jobs(void **state)
-{
-    (void)state;
-    for (unsigned i = 0; i < JOBS; i++) {
-        free(jobs[i].expected);
-        layer_free(&jobs[i].l);
-    }
-    return 0;
-}
-
-/* Runs job i on context; whether it gave its bits.  Fit for any thread, and for a child. */
-static bool run_job(moe_context *context, unsigned i)
-{
-    const job *j = &jobs[i % JOBS];
-    void *got = malloc(j->bytes);
-    bool same = got && moe_tkg(context, &j->l.args, got, j->bytes) == MOE_OK &&
-                memcmp(got, j->expected, j->bytes) == 0;
-    free(got);
-    return same;
-}
 
 static moe_context *make_context(int32_t threads)
 {

@@ -20,7 +20,7 @@ bool path_from_name(const char *text, compute_path *path)
     return raw || strcmp(text, NAMES[PATH_PACKED]) == 0;
 }
 
-static moe_status pack(moe_context *context, const moe_tkg_args *args, moe_experts **experts)
+moe_experts_args path_experts_args(const moe_tkg_args *args)
 {
     moe_experts_args e = moe_experts_args_init();
     e.expert_gate_up_weights = args->expert_gate_up_weights;
@@ -29,10 +29,10 @@ static moe_status pack(moe_context *context, const moe_tkg_args *args, moe_exper
     e.expert_down_bias = args->expert_down_bias;
     e.expert_gate_up_weights_scale = args->expert_gate_up_weights_scale;
     e.expert_down_weights_scale = args->expert_down_weights_scale;
-    return moe_experts_create(context, &e, experts);
+    return e;
 }
 
-static moe_tkg_args with_experts(const moe_tkg_args *args, const moe_experts *experts)
+moe_tkg_args path_with_experts(const moe_tkg_args *args, const moe_experts *experts)
 {
     moe_tkg_args a = *args;
     a.expert_gate_up_weights = a.expert_down_weights = NULL;
@@ -50,9 +50,11 @@ moe_status path_compute(compute_path path, moe_context *context, const moe_tkg_a
     memset(output, 0, sizeof *output);
     /* Of a call that is refused for what it is the case has no data. */
     moe_status status = moe_tkg_output(args, output, bytes);
-    if (status == MOE_OK) status = pack(context, args, &experts);
     if (status != MOE_OK) return status;
-    moe_tkg_args packed = with_experts(args, experts);
+    moe_experts_args weights = path_experts_args(args);
+    status = moe_experts_create(context, &weights, &experts);
+    if (status != MOE_OK) return status;
+    moe_tkg_args packed = path_with_experts(args, experts);
     status = case_compute(context, &packed, output, bytes);
     moe_experts_destroy(experts); /* cannot fail here, so that moe_last_error is the call's */
     return status;

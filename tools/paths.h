@@ -17,6 +17,11 @@ const char *path_name(compute_path path); /* "raw", "packed", "both" */
 /* "raw" or "packed"; false if text is neither. */
 bool path_from_name(const char *text, compute_path *path);
 
+/* The weights, scales and biases of a call, to be packed; the call with packed experts in their
+ * place. */
+moe_experts_args path_experts_args(const moe_tkg_args *args);
+moe_tkg_args path_with_experts(const moe_tkg_args *args, const moe_experts *experts);
+
 /* case_compute by one of the two. */
 moe_status path_compute(compute_path path, moe_context *context, const moe_tkg_args *args,
                         moe_tensor *output, size_t *bytes);
