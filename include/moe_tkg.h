@@ -86,7 +86,14 @@ typedef enum moe_status {
     MOE_E_ALIAS,
     MOE_E_NOMEM, /* memory ran out; nothing is lost, the call can be repeated */
     MOE_E_ISA,   /* an ISA level that this machine or this build does not have */
-    MOE_E_BUSY   /* the context or the experts are in use by another thread */
+    MOE_E_BUSY,  /* the context or the experts are in use by another thread */
+    /* of moe_tkg_io.h, and of callbacks that read or write for this library */
+    MOE_E_OPEN,   /* a file cannot be opened, or is of no kind that is read */
+    MOE_E_READ,   /* reading failed or came up short */
+    MOE_E_WRITE,  /* writing failed; nothing is left behind under the name */
+    MOE_E_FORMAT, /* no sound file: the message names the rule and the offset */
+    MOE_E_MODEL,  /* a sound file that is no model, or no layer, of a kind that is known here */
+    MOE_E_STALE   /* packed experts of another layout, or of other weights than asked for */
 } moe_status;
 
 /* "MOE_E_SHAPE" etc.; "unknown moe_status" for anything else.  Never NULL. */
@@ -117,7 +124,18 @@ typedef enum moe_dtype {
     MOE_I32,
     MOE_U32,
     MOE_I64,
-    MOE_E2M1_X2 /* a byte of two e2m1 codes, the first k in the low 4 bits: OCP MXFP4 */
+    MOE_E2M1_X2, /* a byte of two e2m1 codes, the first k in the low 4 bits: OCP MXFP4 */
+    MOE_INT4_X2, /* a byte of two codes c of the integer c - 8, the first k in the low 4 bits */
+    /* Blocks of neighbouring k with their own scales, as GGUF files have them: weights of a
+     * moe_matrix only, element = block, without alignment. */
+    MOE_Q8_0,       /* 32 k in 34 bytes: 8-bit integers, an f16 scale */
+    MOE_Q4_0,       /* 32 k in 18 bytes: 4-bit integers, an f16 scale */
+    MOE_Q4_K,       /* 256 k in 144 bytes: 4 bits, scale and minimum for each 32 */
+    MOE_Q5_K,       /* 256 k in 176 bytes: 5 bits, likewise */
+    MOE_Q6_K,       /* 256 k in 210 bytes: 6 bits, a scale for each 16 */
+    MOE_GGML_MXFP4, /* 32 k in 17 bytes: e2m1, an e8m0 scale */
+    MOE_GGML_NVFP4, /* 64 k in 36 bytes: e2m1, an unsigned e4m3 scale for each 16 */
+    MOE_DTYPE_COUNT
 } moe_dtype;
 
 /* Where a tensor's elements lie.  HBM: row-major in the shape's order.  SBUF: the permuted
@@ -144,6 +162,10 @@ typedef struct moe_tensor {
 
 /* Bytes of one element of dtype; 0 for MOE_DTYPE_NONE and for anything that is no dtype. */
 MOE_API size_t moe_dtype_size(moe_dtype dtype);
+
+/* How many k one element of dtype holds: 2 for MOE_INT4_X2, 32 for MOE_Q8_0, 4 for x4 words, ...;
+ * 0 for anything that is no dtype. */
+MOE_API size_t moe_dtype_k(moe_dtype dtype);
 MOE_API const char *moe_dtype_name(
     moe_dtype dtype); /* "bf16", "mxfp4_x4", ...; "unknown" if none.  Never NULL. */
 
@@ -152,8 +174,12 @@ MOE_API const char *moe_dtype_name(
 typedef enum moe_affinity_scale {
     MOE_NO_SCALE = 0,
     MOE_POST_SCALE = 1,
-    MOE_PRE_SCALE = 2,        /* of the operator's interface; refused */
-    MOE_PRE_SCALE_DELAYED = 3 /* of the operator's interface; refused */
+    MOE_PRE_SCALE = 2,         /* of the operator's interface; refused */
+    MOE_PRE_SCALE_DELAYED = 3, /* of the operator's interface; refused */
+    /* Beyond the operator: the affinity multiplies an expert's input (Llama-4): the gate and up sums,
+     * before their scales and biases; what experts give is then added as it is.  Affinities are
+     * those of MOE_POST_SCALE, and so is what is left out. */
+    MOE_INPUT_SCALE = 4
 } moe_affinity_scale;
 
 typedef enum moe_activation {
@@ -163,7 +189,8 @@ typedef enum moe_activation {
     MOE_SWISH = 3,     /* g / (1 + exp(-1.702 g)) */
     MOE_RELU = 4,      /* max(g, 0) */
     /* g / (1 + exp(-alpha g)), and (u + up_offset) in place of u: swiglu_alpha, swiglu_up_offset */
-    MOE_SWIGLU = 5
+    MOE_SWIGLU = 5,
+    MOE_RELU2 = 6 /* max(g, 0)^2 */
 } moe_activation;
 
 /* What the hidden input and the intermediate are rounded to before the products
@@ -173,7 +200,7 @@ typedef enum moe_act_mode {
     MOE_ACT_DEFAULT = 0,
     MOE_ACT_EXACT, /* not quantised.  All weights */
     MOE_ACT_MXFP8, /* quantised to MXFP8 in the weights' blocks.  MXFP4 and MXFP8 weights */
-    MOE_ACT_INT8   /* quantised to int8 in the weights' blocks.  MXFP4 weights */
+    MOE_ACT_INT8   /* quantised to int8 in blocks of 32.  MXFP4, NVFP4 and integer weights */
 } moe_act_mode;
 
 /* An optional number: 0 is a value, so "given" is said apart. */
@@ -263,6 +290,9 @@ typedef struct moe_tkg_args {
     /* Both required with MOE_SWIGLU, refused with every other activation.  Finite. */
     moe_optional_float swiglu_alpha;
     moe_optional_float swiglu_up_offset;
+    /* act(g) = min(act(g), limit): the limit that some models put behind the activation instead of
+     * before it (gate_clamp_upper_limit). */
+    moe_optional_float act_clamp_upper_limit;
     /* 1: in selective mode a slot whose index is outside [0, E_L) contributes nothing instead of
      * being an error.  All-expert mode has no such slots: without effect there. */
     int32_t skip_invalid_experts;
@@ -399,15 +429,28 @@ typedef struct moe_array {
     int64_t column_stride;      /* the element's size where columns are neighbours; E2M1_X2: 1 */
 } moe_array;
 
-/* A weight matrix [rows, k] of every expert: y[row] = sum over k of x[k] w[row][k]. */
+/* A weight matrix [rows, k] of every expert: y[row] = sum over k of x[k] w[row][k].
+ *
+ *   weights                         scale                            scale_k, scale_rows
+ *   bf16, f16, f32, e4m3_ieee,      none, or bf16, f16, f32 [rows]:  0, 0
+ *   e4m3fn                          times the row's sum
+ *   e4m3fn                          e8m0 [rows, k / 32]              32 (or 0), 0
+ *   e4m3fn                          bf16, f16, f32                   128, 1 or more
+ *                                   [ceil(rows / scale_rows), ceil(k / 128)]
+ *   e2m1_x2 (a row is k / 2 bytes)  e8m0 [rows, k / 32]              32 (or 0), 0
+ *   e2m1_x2                         e4m3fn [rows, k / 16] (NVFP4)    16, 0
+ *   int4_x2 (k / 2 bytes)           bf16, f16 [rows, k / scale_k]    32, 64 or 128, 0
+ *   blocks (MOE_Q8_0, ...)          none: they hold their own        0, 0
+ *
+ * k is a multiple of 32 (NVFP4: 16) with e2m1_x2, of scale_k with int4_x2, of a block's k with
+ * blocks. */
 typedef struct moe_matrix {
-    /* [rows, k]: bf16, f16, f32, e4m3_ieee, e4m3fn; MX (with scale e8m0): e2m1_x2 (a row is k / 2
-     * bytes) or e4m3fn, k a multiple of 32 */
     moe_array weights;
-    /* [rows]: bf16, f16 or f32, times the row's sum.  MX: e8m0 [rows, k / 32], required, a scale
-     * for each 32 consecutive k */
     moe_array scale;
     moe_array bias; /* [rows]: bf16, f16, f32 */
+    moe_array
+        row_scale; /* [rows]: bf16, f16, f32, times the row's sum; only beside scales of blocks */
+    int32_t scale_k, scale_rows;
 } moe_matrix;
 
 typedef enum moe_packing {
@@ -421,11 +464,22 @@ typedef enum moe_packing {
 typedef struct moe_experts_args {
     size_t struct_size; /* sizeof(moe_experts_args) */
 
-    /* As checkpoints have them.  gate and up [I, H], down [H, I]; gate and up have one dtype, and
-     * scales and biases both or neither; all three are MX or none is.  MX: H and I are multiples of
-     * 32. */
+    /* As checkpoints have them.  gate and up [I, H], down [H, I]; gate and up are of one dtype with
+     * one kind of scale, and have scales and biases both or neither; down may differ.  gate not
+     * given (weights.dtype MOE_DTYPE_NONE): experts without one, m = act(u). */
     int64_t E_L, H, I; /* with the operator's tensors 0: these say it */
     moe_matrix gate, up, down;
+
+    /* For weights that are not in memory all at once.  If given, data and experts of all arrays are
+     * NULL, and before experts first .. first + count - 1 (count at most fetch_count) are read,
+     * fetch is called on the calling thread and says in *part, which holds a copy of these arguments
+     * with E_L = count, where they are until the next call: data or experts, and strides.
+     * A status other than MOE_OK ends the packing with it.  Called once for each expert, in order;
+     * twice with MOE_PACK_LOSSLESS. */
+    moe_status (*fetch)(void *fetch_user, int64_t first, int64_t count,
+                        struct moe_experts_args *part);
+    void *fetch_user;
+    int64_t fetch_count;
 
     /* Or the operator's own, by their names and in the shapes of moe_tkg_args; gate.weights.dtype,
      * up's and down's are then MOE_DTYPE_NONE. */
@@ -492,6 +546,7 @@ typedef struct moe_experts_info {
     size_t struct_size; /* in: sizeof(moe_experts_info) */
     int64_t E_L, H, I;
     moe_dtype gate_up, down; /* of the weights' elements, as they were given */
+    int32_t has_gate;        /* 0: experts without a gate matrix */
     moe_packing packing;
     size_t bytes; /* in all */
     /* that a call reads for one expert: weights, scales, biases; the mean of all experts */
@@ -499,6 +554,22 @@ typedef struct moe_experts_info {
 } moe_experts_info;
 
 MOE_API moe_status moe_experts_describe(const moe_experts *experts, moe_experts_info *info);
+
+/* Packed experts as bytes of a layout that only this library reads: for a cache of packed layers.
+ * write is called with one piece after another, read asked for them in the same order and sizes of
+ * its own choosing; a status other than MOE_OK ends the call with it.  The bytes hold neither
+ * pointers nor padding of any value but 0, and are the same for the same experts.
+ *
+ * moe_experts_read believes nothing: an image that this library would not have written, of whatever
+ * origin, is refused (MOE_E_STALE: of another layout or version; MOE_E_FORMAT: damaged) before a
+ * call could read outside it.  It takes no more than bytes, how many there are, says. */
+MOE_API moe_status moe_experts_write(const moe_experts *experts,
+                                     moe_status (*write)(void *user, const void *data,
+                                                         size_t bytes),
+                                     void *user);
+MOE_API moe_status moe_experts_read(moe_context *context,
+                                    moe_status (*read)(void *user, void *data, size_t bytes),
+                                    void *user, size_t bytes, moe_experts **experts);
 
 /* ---- the operator ---------------------------------------------------------------------------- */
 
@@ -542,6 +613,107 @@ MOE_API moe_status moe_tkg_part(moe_context *context, int32_t ith, int32_t nth,
  * NULL), its bytes in *bytes. Reads no tensor's data (data pointers may be NULL) and makes every
  * check of moe_tkg that needs none. */
 MOE_API moe_status moe_tkg_output(const moe_tkg_args *args, moe_tensor *output, size_t *bytes);
+
+/* ---- the router ------------------------------------------------------------------------------ */
+
+typedef enum moe_router_score {
+    MOE_SCORE_SOFTMAX = 0,      /* over all E */
+    MOE_SCORE_TOPK_SOFTMAX = 1, /* over the K that were chosen by their logits; the rest 0 */
+    MOE_SCORE_SIGMOID = 2,
+    MOE_SCORE_SQRT_SOFTPLUS = 3 /* sqrt(log(1 + exp(logit))) */
+} moe_router_score;
+
+/* For each token t: logits = weights . x[t] + bias, scores of them, the K experts with the largest
+ * score + selection_bias (ties: the lowest index first), and their weights: score, without that
+ * bias, divided by the sum of the K if normalize, times scale.  With groups the experts are
+ * neighbours in n_group groups of E / n_group, and only those of the topk_group best groups are
+ * chosen from: a group's rank is the sum of its two best (score + selection_bias), of all if it has
+ * one.  docs/numerics.md has every rounding.  Make one with moe_router_args_init(). */
+typedef struct moe_router_args {
+    size_t struct_size;       /* sizeof(moe_router_args) */
+    const moe_tensor *x;      /* [T, H] or [B, S, H], HBM: bf16, f16, f32 */
+    int64_t E;                /* at most 4096 */
+    int64_t K;                /* 1 to min(E, 128) */
+    moe_array weights;        /* [E, H]: bf16, f16, f32; strides say how it lies */
+    moe_array bias;           /* [E]: bf16, f16, f32, or none */
+    moe_array selection_bias; /* [E]: bf16, f16, f32, or none; not with TOPK_SOFTMAX */
+    moe_router_score score;
+    int32_t normalize;           /* 1: divide by the sum of the K; no effect with TOPK_SOFTMAX */
+    float normalize_epsilon;     /* added to that sum: 1e-20 in DeepSeek-V3; 0 or more */
+    float scale;                 /* times the weights: 1 for none */
+    int32_t n_group, topk_group; /* 0, 0 (or 1, 1): no groups */
+} moe_router_args;
+
+static inline moe_router_args moe_router_args_init(void)
+{
+    moe_router_args args;
+    memset(&args, 0, sizeof args);
+    args.struct_size = sizeof args;
+    args.scale = 1.0f;
+    return args;
+}
+
+/* Where the results go: T * K or T * E values of the caller's memory each; NULL: not wanted. */
+typedef struct moe_router_output {
+    int32_t *index;    /* [T, K], in descending order of what they were chosen by */
+    float *weights;    /* [T, K] */
+    float *logits;     /* [T, E] */
+    float *affinities; /* [T, E]: the weights at the chosen, 0 elsewhere */
+    float *scores;     /* [T, E]: of all experts, neither normalised nor scaled; TOPK_SOFTMAX: as
+                        * affinities */
+} moe_router_output;
+
+/* Routes T tokens (any T) on context's threads; NULL: on the calling one.  Outputs must not overlap
+ * inputs; untouched on error. */
+MOE_API moe_status moe_router_topk(moe_context *context, const moe_router_args *args,
+                                   const moe_router_output *output);
+
+/* ---- the block ------------------------------------------------------------------------------- */
+
+/* RMSNorm, router, experts, shared expert: a layer's block in one call.  Each part but the experts
+ * is optional.  Make one with moe_block_args_init().
+ *
+ *     n[t] = x[t] / sqrt(sum(x[t]^2) / norm_H + norm_epsilon) * gamma, rounded to x's dtype
+ *     index, weights = router(n);  out[t] = sum of the experts' rows + g * shared(n[t])
+ *     g = sigmoid(shared_gate . n[t]), 1 without shared_gate */
+typedef struct moe_block_args {
+    size_t struct_size; /* sizeof(moe_block_args) */
+
+    /* hidden_input (here x) in HBM, the weights or experts, activation, limits, output_dtype,
+     * act_mode, block_size, ...: as for moe_tkg.  is_all_expert = 1: local experts
+     * rank_id * E_L .. of the router's E, masked to the chosen ones.  Else the E of the router are
+     * the E_L here, or more with skip_invalid_experts.  expert_index, the affinities and
+     * mask_unselected_experts are not given: the router makes them.  NO_SCALE counts as POST_SCALE. */
+    moe_tkg_args experts;
+
+    moe_array gamma; /* [H]: bf16, f16, f32; MOE_DTYPE_NONE: no norm */
+    float norm_epsilon;
+    int64_t norm_H; /* what the sum of squares is divided by; 0: H */
+
+    moe_router_args router; /* x is not given: it is n */
+
+    /* Packed with E_L = 1 and the same H, any I and format; NULL: none.  Its activation and limits
+     * are those of experts; its output is not scaled. */
+    const moe_experts *shared;
+    moe_array shared_gate; /* [H]: bf16, f16, f32; MOE_DTYPE_NONE: none */
+
+    /* Also wanted: [T, E] of the router, or NULL. */
+    moe_router_output routed;
+} moe_block_args;
+
+static inline moe_block_args moe_block_args_init(void)
+{
+    moe_block_args args;
+    memset(&args, 0, sizeof args);
+    args.struct_size = sizeof args;
+    args.experts = moe_tkg_args_init();
+    args.router = moe_router_args_init();
+    return args;
+}
+
+/* output: as moe_tkg_output says for args->experts.  Errors, threads, memory: as moe_tkg. */
+MOE_API moe_status moe_block(moe_context *context, const moe_block_args *args, void *output,
+                             size_t output_bytes);
 
 #ifdef __cplusplus
 }

@@ -431,5 +431,11 @@ const char *st_metadata(const st_file *file, const char *key)
 
 io_status st_read(const st_file *file, const st_tensor *t, void *dst, io_error *error)
 {
-    return read_at(file, file->data_start + t->offset, dst, t->bytes, error);
+    return st_read_part(file, t, 0, t->bytes, dst, error);
+}
+
+io_status st_read_part(const st_file *file, const st_tensor *t, size_t from, size_t n, void *dst,
+                       io_error *error)
+{
+    return read_at(file, file->data_start + t->offset + from, dst, n, error);
 }

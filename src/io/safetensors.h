@@ -66,6 +66,10 @@ const char *st_metadata(const st_file *file, const char *key); /* the value, NUL
 /* Copies the tensor's bytes to dst (t->bytes of them; any alignment). */
 io_status st_read(const st_file *file, const st_tensor *t, void *dst, io_error *error);
 
+/* The same of its bytes [from, from + n). */
+io_status st_read_part(const st_file *file, const st_tensor *t, size_t from, size_t n, void *dst,
+                       io_error *error);
+
 const char *st_dtype_name(st_dtype dtype); /* "BF16"; NULL if out of range */
 size_t st_dtype_bits(st_dtype dtype);      /* 4 for F4, 6 for F6_*, ...; 0 if out of range */
 
