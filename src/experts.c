@@ -19,7 +19,7 @@
 
 /* "moexpert", and the version of all that experts.h, pack.h and kernel.h say. */
 #define MARK_NAME    0x7472657078656F6Dull
-#define MARK_VERSION 1u
+#define MARK_VERSION 2u
 #define MARK_NOW     (MARK_NAME ^ MARK_VERSION)
 
 /* One packing, from its arguments to its end. */

@@ -161,16 +161,16 @@ static void hidden_tile(void *arg, size_t n)
 
 /* Rows of a panel that no hidden value may reach.  Pad lanes have sums of +0 even where hidden is
  * infinite: their m is what the same kernel makes of no terms at all, the same for every token.
- * A row past I, that pads k to even, is +0. */
+ * A row past I, that pads k, is +0. */
 static void fill_pads(const forward *f, size_t panel, const kernel_gate_up *a)
 {
     uint32_t pads = pack_pad_rows(&f->p->axis, panel);
     size_t first = panel * KERNEL_ROWS;
     float mid[KERNEL_ROWS] = {0};
-    if (!f->p->mx)
-        pads = first + KERNEL_ROWS > f->p->axis.I ? 0xFFFFu << (f->p->axis.I - first) & 0xFFFFu : 0;
+    if (!f->p->axis.strided && first + KERNEL_ROWS > f->p->axis.I)
+        pads = first < f->p->axis.I ? 0xFFFFu << (f->p->axis.I - first) & 0xFFFFu : 0xFFFFu;
     if (pads == 0) return;
-    if (f->p->mx) {
+    if (f->p->axis.strided) {
         kernel_gate_up none = *a;
         none.panel.k = 0;
         none.tiles.tokens = 1;

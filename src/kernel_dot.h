@@ -28,9 +28,9 @@ typedef float panel_sums[2][KERNEL_TOKENS][KERNEL_ROWS];
 /* Terms [first, end) of a panel's k and the lines that hold them. */
 typedef struct span {
     const kernel_panel *panel;
-    const uint8_t *lines;  /* of half 0, term first; MX: the group's scale bytes */
+    const uint8_t *lines;  /* of half 0, term first; MX: the chunk's scale bytes */
     size_t stride, second; /* bytes from line to line of a half; from half 0 to half 1, 0 if none */
-    size_t block;          /* MX: bytes from block to block of a group */
+    size_t block;          /* MX: bytes from block to block of a chunk */
     const uint8_t *ahead; /* what is prefetched while the first line is used, and how far on when */
     size_t gap;           /* the next line is */
     size_t first, end;

@@ -51,8 +51,8 @@ INLINE void plain_tile(const span *s, size_t m, const uint8_t *x, size_t width, 
     }
 }
 
-/* What the blocks of a group have: scale bytes of the first block's half m, from half to half and
- * from block to block; whether one of the group's bytes is 0 or 255. */
+/* What the blocks of a chunk have: scale bytes of the first block's half m, from half to half and
+ * from block to block; whether one of the chunk's bytes is 0 or 255. */
 typedef struct scales {
     const uint8_t *at;
     size_t half, block;
@@ -92,20 +92,20 @@ INLINE void mx_blocks(const span *s, const uint8_t *at, const scales *c, size_t 
     mx_scale(c, n, m, acc, sum);
 }
 
-/* An int8 tile: the words of its codes, half scales and offsets. */
+/* An int8 tile: the words of its codes, scales and sums of codes. */
 typedef struct int8_words {
     const uint8_t *codes;
-    const float *half;
-    const int32_t *offset;
+    const float *scale;
+    const int32_t *sum;
 } int8_words;
 
-/* sum[t] = fma((float)acc[t], (half[t] * low) * power, sum[t]). */
-INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, size_t width,
+/* sum[t] = fma((float)acc[t], (sx[t] / 2 * low) * power, sum[t]). */
+INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *sx, size_t width,
                        int has_low, tile_sums sum)
 {
     UNROLL
     for (size_t t = 0; t < width; t++) {
-        vec scale = v_set1(half[t]);
+        vec scale = v_set1(sx[t] * 0.5f);
         if (has_low) scale = v_mul(scale, low);
         scale = v_mul(scale, power);
         v_store(sum[t], v_fma(v_from_int(acc[t]), scale, v_load(sum[t])));
@@ -128,7 +128,7 @@ INLINE void int8_pairs(shape n, int paired, ivec acc[2][2][KERNEL_WIDTH])
 #endif
 
 /* The same of MXFP4 weights and int8 operands: exact dots as int32, weights taken as 12 + twice
- * the e2m1 value, which the offset takes back. */
+ * the e2m1 value, which -12 times the sum of the codes takes back. */
 INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_t m, int8_words x,
                         shape n, tile_sums sum)
 {
@@ -139,7 +139,7 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
     UNROLL
     for (size_t b = 0; b < n.blocks; b++) UNROLL
     for (size_t t = 0; t < n.width; t++) UNROLL
-    for (size_t i = 0; i < n.halves; i++) acc[b][i][t] = i_set1(x.offset[b * n.width + t]);
+    for (size_t i = 0; i < n.halves; i++) acc[b][i][t] = i_set1(-12 * x.sum[b * n.width + t]);
 #ifdef VEC_MATRIX
     if (n.width % 2 == 0) int8_pairs(n, 1, acc);
 #endif
@@ -181,21 +181,21 @@ INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_
     for (size_t b = 0; b < n.blocks; b++) UNROLL
     for (size_t i = 0; i < n.halves; i++) {
         const uint8_t *scale = c->at + b * c->block + i * c->half;
-        const float *half = x.half + b * n.width;
+        const float *sx = x.scale + b * n.width;
         tile_sums to = sum + (m + i) * KERNEL_TOKENS;
         if (__builtin_expect(c->special, 0))
-            int8_scale(acc[b][i], v_e8m0_low(scale), v_e8m0(scale), half, n.width, 1, to);
+            int8_scale(acc[b][i], v_e8m0_low(scale), v_e8m0(scale), sx, n.width, 1, to);
         else
-            int8_scale(acc[b][i], v_zero(), v_e8m0_normal(scale), half, n.width, 0, to);
+            int8_scale(acc[b][i], v_zero(), v_e8m0_normal(scale), sx, n.width, 0, to);
     }
 }
 
-/* The groups of a span of MX weights. */
+/* The chunks of a span of MX weights. */
 INLINE void mx_tile(const span *s, size_t m, const uint8_t *tile, size_t width, kernel_format f,
                     kernel_operand o, tile_sums sum)
 {
     const shape many = shape_of(width, f, o), one = {width, many.halves, 1};
-    const size_t in_panel = s->second == 0 ? 1 : 2, group = s->second == 0 ? 4 : 2;
+    const size_t in_panel = s->second == 0 ? 1 : 2, group = kernel_runs(f);
     const size_t block_x = KERNEL_BLOCK / 2 * pair_bytes(width, o),
                  all = s->panel->k / KERNEL_BLOCK;
     const uint8_t *at = s->lines;
@@ -210,10 +210,10 @@ INLINE void mx_tile(const span *s, size_t m, const uint8_t *tile, size_t width, 
             const size_t n = both ? 2 : 1;
             if (o == OPERAND_INT8) {
                 const uint32_t *word = (const uint32_t *)(const void *)tile;
-                const uint32_t *half = word + (all * (KERNEL_BLOCK / 4) + g + b) * width;
+                const uint32_t *sx = word + (all * (KERNEL_BLOCK / 4) + g + b) * width;
                 int8_words x = {(const uint8_t *)(word + (g + b) * (KERNEL_BLOCK / 4) * width),
-                                (const float *)(const void *)half,
-                                (const int32_t *)(const void *)(half + all * width)};
+                                (const float *)(const void *)sx,
+                                (const int32_t *)(const void *)(sx + all * width)};
                 if (both)
                     int8_blocks(s, at, &c, m, x, many, sum);
                 else
@@ -351,15 +351,13 @@ INLINE void panel_run(const kernel_panel *p, const kernel_tiles *tiles, kernel_f
                       tile_fn *run, panel_sums sum)
 {
     const size_t stride = p->halves * KERNEL_LINE;
-    const size_t bytes = kernel_is_mx(f)
-                             ? kernel_panel_bytes(f, p->halves, KERNEL_PLAIN)
-                             : KERNEL_PLAIN / (2 * unit_pairs(f)) * unit_lines(f) * stride;
+    const size_t bytes = kernel_panel_bytes(f, p->halves, KERNEL_PLAIN);
     const size_t n = (tiles->tokens + tiles->width - 1) / tiles->width;
     span s = {.panel = p,
               .lines = p->stream,
               .stride = stride,
               .second = stride - KERNEL_LINE,
-              .block = p->halves * kernel_block_bytes(f)};
+              .block = p->halves * kernel_step_bytes(f)};
     if (f == FORMAT_BF12) {
         s.lines += ((const kernel_bf12_head *)(const void *)p->stream)->lines_at;
         s.escapes = bf12_escapes(p);

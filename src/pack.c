@@ -137,15 +137,14 @@ static void write_blocks(const pack_panels *p, uint8_t *const *stream, size_t co
     kernel_format f = p->format;
     size_t lines = KERNEL_BLOCK / kernel_line_k(f), at[PACK_LINES];
     for (size_t i = 0; i < n * lines; i++)
-        at[i] =
-            kernel_block_at(f, p->halves, first + i / lines) + i % lines * p->halves * KERNEL_LINE;
+        at[i] = kernel_line_at(f, p->halves, 0, first * lines + i);
     for (size_t m = 0; m < p->runs && !p->run[0].s->axis.strided; m++)
         pack_matrix_lines(&p->run[m], &p->matrix[m], first * KERNEL_BLOCK, n * lines, at);
     for (size_t i = 0; i < n; i++) {
-        size_t scale = kernel_scale_at(f, p->halves, first + i);
-        if ((first + i) % kernel_group(p->halves) == 0)
+        size_t scale = kernel_scale_at(f, p->halves, 0, PART_SCALE, first + i);
+        if ((first + i) % kernel_runs(f) == 0)
             for (size_t panel = 0; panel < count; panel++)
-                memset(stream[panel] + scale, 127, KERNEL_LINE);
+                memset(stream[panel] + scale, 127, kernel_section_bytes(f, p->halves));
         for (size_t m = 0; m < p->runs; m++)
             if (p->run[m].s->axis.strided) {
                 pack_word_lines(&p->run[m], &p->words[m], first + i, at + i * lines);

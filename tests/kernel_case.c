@@ -111,24 +111,21 @@ static const guarded *memory(size_t which)
 static uint8_t *make_lines(const kernel_case *c)
 {
     kernel_format f = c->format;
-    size_t bytes = kernel_panel_bytes(f, c->halves, c->k), line_k = kernel_line_k(f);
+    size_t bytes = kernel_panel_bytes(f, c->halves, c->k);
     uint8_t *stream = guarded_at(memory(0), bytes, c->at_end);
     memset(stream, 0, bytes);
     for (size_t k = 0; k < c->k; k++)
         for (size_t half = 0; half < c->halves; half++) {
-            size_t line = (k / line_k * c->halves + half) * KERNEL_LINE;
-            if (kernel_is_mx(f))
-                line = kernel_block_at(f, c->halves, k / 32) +
-                       (k % 32 / line_k * c->halves + half) * KERNEL_LINE;
+            size_t line = kernel_line_at(f, c->halves, half, kernel_line_of(f, k));
             for (size_t r = 0; r < KERNEL_ROWS; r++)
-                put_code(stream + line, f, r, k % line_k, code_of(c, half, r, k));
+                put_code(stream + line, f, r, k, code_of(c, half, r, k));
         }
     if (!kernel_is_mx(f)) return stream;
-    size_t blocks = c->k / 32, group = kernel_group(c->halves);
-    for (size_t n = 0; n < (blocks + group - 1) / group * group; n++)
+    size_t blocks = c->k / 32;
+    for (size_t n = 0; n < (blocks + 1) / 2 * 2; n++)
         for (size_t half = 0; half < c->halves; half++)
             for (size_t r = 0; r < KERNEL_ROWS; r++)
-                stream[kernel_scale_at(f, c->halves, n) + half * KERNEL_ROWS + r] =
+                stream[kernel_scale_at(f, c->halves, half, PART_SCALE, n) + r] =
                     n < blocks ? scale_byte(c, half, r, n) : 127;
     return stream;
 }
@@ -242,23 +239,24 @@ static void fill_int8(const kernel_case *c, size_t t, uint32_t *row)
 {
     static const float special[] = {0.0f, 0x1p-126f, 0x1p+120f, 0x1p-149f};
     for (size_t n = 0; n < c->k / 32; n++) {
-        int32_t sum = 0;
+        int32_t sum = 0, first = 0;
         uint64_t draw = layer_random(c->seed + 3, t, n);
-        float half = (float)(1 + draw % 1000) * 0x1p-9f;
+        float scale = (float)(1 + draw % 1000) * 0x1p-8f;
         bool zero = c->data == CASE_WILD && t % 4 == 1 && draw >> 20 & 1;
-        if (c->data == CASE_WILD && t % 4 == 2) half = special[draw >> 30 & 3];
-        if (c->data == CASE_WILD && t % 4 == 3 && n == 0) half = num_nan();
+        if (c->data == CASE_WILD && t % 4 == 2) scale = special[draw >> 30 & 3];
+        if (c->data == CASE_WILD && t % 4 == 3 && n == 0) scale = num_nan();
         for (size_t i = 0; i < 32; i++) {
             uint64_t r = layer_random(c->seed + 4, t, n * 32 + i);
             int q = (int)(r >> 16 & 0xFFFF) % 255 - 127;
             if (c->data == CASE_EXTREME) q = t % 2 == 0 ? 127 : r & 1 ? -127 : 127;
             if (zero) q = 0;
             sum += q;
+            if (i < 16) first += q;
             row[n * 8 + i / 4] |= (uint32_t)(uint8_t)q << i % 4 * 8;
         }
-        sum *= -12;
-        memcpy(&row[c->k / 4 + n], &half, sizeof half);
+        memcpy(&row[c->k / 4 + n], &scale, sizeof scale);
         memcpy(&row[c->k / 4 + c->k / 32 + n], &sum, sizeof sum);
+        memcpy(&row[c->k / 4 + c->k / 16 + n], &first, sizeof first);
     }
 }
 
@@ -267,7 +265,7 @@ static void make_operands(kernel_case *c)
     static uint32_t row[KERNEL_TOKENS * CASE_MAX_K], scalar_row[KERNEL_TOKENS * CASE_MAX_K];
     c->row = row;
     c->scalar_row = c->operand == OPERAND_BF16 ? scalar_row : row;
-    c->scalar_words = c->operand == OPERAND_INT8 ? c->k / 4 + c->k / 32 * 2 : c->k;
+    c->scalar_words = c->operand == OPERAND_INT8 ? c->k / 4 + c->k / 32 * 3 : c->k;
     c->words = c->operand == OPERAND_BF16 ? c->k / 2 : c->scalar_words;
     memset(row, 0, c->tokens * c->words * sizeof *row);
     for (size_t t = 0; t < c->tokens; t++) {

@@ -335,7 +335,7 @@ static void quantize_case(uint64_t seed, kernel_rounding r, kernel_operand o)
     size_t terms = blocks || block + 1 < n ? 32 : 2 + (draw >> 18) % 16 * 2;
     if (!blocks) k -= 32 - terms;
     size_t stride = terms + (draw >> 24) % 40;
-    size_t words = o == OPERAND_INT8 ? k / 4 + k / 32 * 2 : o == OPERAND_BF16 ? k / 2 : k;
+    size_t words = o == OPERAND_INT8 ? k / 4 + k / 32 * 3 : o == OPERAND_BF16 ? k / 2 : k;
     if (values.first == NULL) {
         values = guarded_new(12 * 80 * sizeof(float));
         for (int i = 0; i < 2; i++) tiles[i] = guarded_new(18 * 160 * sizeof(float));

@@ -37,10 +37,9 @@ static inline float value_of(uint32_t code, kernel_format f)
 static inline void widen(const uint8_t *lines, size_t stride, size_t k, kernel_format f,
                          float w[][KERNEL_ROWS])
 {
-    size_t line_k = kernel_line_k(f);
     for (size_t i = 0; i < k; i++)
         for (size_t r = 0; r < KERNEL_ROWS; r++)
-            w[i][r] = value_of(code_of(lines + i / line_k * stride, r, i % line_k, f), f);
+            w[i][r] = value_of(code_of(lines + kernel_line_of(f, i) * stride, r, i, f), f);
 }
 
 /* The bf16 of row r and term k of a bf12 panel's half, `lines`; escapes: those of the term's
@@ -127,10 +126,11 @@ static inline void mx_sums(const kernel_panel *p, const kernel_tiles *tiles, ker
 {
     size_t stride = p->halves * KERNEL_LINE;
     for (size_t n = 0; n < p->k / KERNEL_BLOCK; n++) {
-        const uint8_t *lines = p->stream + kernel_block_at(f, p->halves, n);
-        const uint8_t *scale = p->stream + kernel_scale_at(f, p->halves, n);
-        for (size_t m = 0; m < p->halves; m++, scale += KERNEL_ROWS) {
-            widen(lines + m * KERNEL_LINE, stride, KERNEL_BLOCK, f, w[m]);
+        for (size_t m = 0; m < p->halves; m++) {
+            const uint8_t *lines =
+                p->stream + kernel_line_at(f, p->halves, m, kernel_line_of(f, n * KERNEL_BLOCK));
+            const uint8_t *scale = p->stream + kernel_scale_at(f, p->halves, m, PART_SCALE, n);
+            widen(lines, stride, KERNEL_BLOCK, f, w[m]);
             for (size_t t = 0; t < tiles->tokens; t++) {
                 float acc[KERNEL_ROWS];
                 block_dot((const float *)row_of(tiles, t) + n * KERNEL_BLOCK, KERNEL_BLOCK, w[m],
@@ -149,9 +149,11 @@ static inline void int8_sums(const kernel_panel *p, const kernel_tiles *tiles, p
 {
     size_t stride = p->halves * KERNEL_LINE;
     for (size_t n = 0; n < p->k / KERNEL_BLOCK; n++) {
-        const uint8_t *lines = p->stream + kernel_block_at(FORMAT_MXFP4, p->halves, n);
-        const uint8_t *scale = p->stream + kernel_scale_at(FORMAT_MXFP4, p->halves, n);
-        for (size_t m = 0; m < p->halves; m++, lines += KERNEL_LINE, scale += KERNEL_ROWS)
+        const kernel_format f = FORMAT_MXFP4;
+        for (size_t m = 0; m < p->halves; m++) {
+            const uint8_t *lines =
+                p->stream + kernel_line_at(f, p->halves, m, kernel_line_of(f, n * KERNEL_BLOCK));
+            const uint8_t *scale = p->stream + kernel_scale_at(f, p->halves, m, PART_SCALE, n);
             for (size_t r = 0; r < KERNEL_ROWS; r++) {
                 int w[KERNEL_BLOCK];
                 for (size_t i = 0; i < KERNEL_BLOCK; i++)
@@ -159,14 +161,15 @@ static inline void int8_sums(const kernel_panel *p, const kernel_tiles *tiles, p
                         num_e2m1_doubled(code_of(lines + i / 8 * stride, r, i % 8, FORMAT_MXFP4));
                 for (size_t t = 0; t < tiles->tokens; t++) {
                     const int8_t *q = (const int8_t *)row_of(tiles, t) + n * KERNEL_BLOCK;
-                    const float *half = (const float *)row_of(tiles, t) + p->k / 4;
+                    const float *sx = (const float *)row_of(tiles, t) + p->k / 4;
                     int dot = 0;
                     for (size_t i = 0; i < KERNEL_BLOCK; i++)
                         dot += q[i] * w[i / 8 * 8 + kernel_int8_k(i % 8)];
-                    float s = (half[n] * num_e8m0_low(scale[r])) * num_e8m0(scale[r]);
+                    float s = (sx[n] * 0.5f * num_e8m0_low(scale[r])) * num_e8m0(scale[r]);
                     sum[m][t][r] = fmaf((float)dot, s, sum[m][t][r]);
                 }
             }
+        }
     }
 }
 
