@@ -10,7 +10,8 @@
  * PANELS.  A panel is two halves of KERNEL_ROWS output rows each and their whole k axis: one
  * stream of 64-byte lines, read once from front to back.  A gate_up panel holds rows of gate and
  * the same rows of up; a down panel 2 * KERNEL_ROWS neighbouring rows, and the last one a single
- * half where no more rows are left.  Lines of the halves alternate, so that an operand is read
+ * half where no more rows are left.  The gate_up panels of experts without a gate hold rows of up
+ * as a down panel holds its own.  Lines of the halves alternate, so that an operand is read
  * once for both.  Rows past the last and k past the last are zero codes.
  *
  *   line of a half     row r (0..15), term k of the line
@@ -115,6 +116,8 @@ typedef struct kernel_point {
     moe_activation activation; /* SILU and SWIGLU arrive as SWISH with their alpha */
     float alpha, up_offset;
     float gate_upper, gate_lower, up_upper, up_lower;
+    float act_upper; /* of act's value */
+    int ungated;     /* 1: gate_up panels hold rows of up alone, m = act(u) */
 } kernel_point;
 
 /* The f32 values beside a half's rows, KERNEL_ROWS of each; NULL: none. */
@@ -131,13 +134,15 @@ typedef struct kernel_panel {
     kernel_rows rows[2];
 } kernel_panel;
 
-/* mid[n][r] = act(gate[r] . x[n]) * (up[r] . x[n])     for n < tokens, r < KERNEL_ROWS */
+/* mid[n][r] = act(gate[r] . x[n]) * (up[r] . x[n])     for n < tokens, r < KERNEL_ROWS
+ * ungated:    act(up[r] . x[n])                        for n < tokens, r < halves * KERNEL_ROWS */
 typedef struct kernel_gate_up {
     kernel_panel panel;
     kernel_tiles tiles;
     const kernel_point *point;
-    float *mid;        /* row n at mid + n * mid_stride */
-    size_t mid_stride; /* floats */
+    const float *factor; /* of each token: times its sums; NULL: none */
+    float *mid;          /* row n at mid + n * mid_stride */
+    size_t mid_stride;   /* floats */
 } kernel_gate_up;
 
 /* y[n][r] = down[r] . x[n]                             for n < tokens, r < halves * KERNEL_ROWS */

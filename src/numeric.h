@@ -188,6 +188,12 @@ static inline float num_exp(float hi, float lo)
     return (p * num_pow2(half)) * num_pow2(k - half);
 }
 
+/* max(g, +0); NaN passes. */
+static inline float num_relu(float g)
+{
+    return g > 0.0f || num_is_nan(g) ? g : 0.0f;
+}
+
 /* g / (1 + exp(-alpha g)). */
 static inline float num_swish(float g, float alpha)
 {

@@ -26,6 +26,7 @@ typedef struct pack_layout {
     size_t mid_k;
     size_t gate_up_panels; /* ceil(mid_k / KERNEL_ROWS) */
     size_t down_panels;    /* ceil(H / (2 * KERNEL_ROWS)) */
+    bool ungated;          /* experts without a gate: gate_up panels are of up alone */
     /* which f32 rows there are */
     bool gate_up_scale, down_scale, gate_up_bias, down_bias;
     size_t gate_up_bytes; /* of one panel with its rows */

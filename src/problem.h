@@ -18,7 +18,8 @@ typedef struct problem {
     kernel_format gate_up, down;
     bool mx; /* the weights have a scale for each block of k */
     bool all_expert;
-    bool scaled; /* POST_SCALE */
+    bool scaled;       /* POST_SCALE or INPUT_SCALE: affinities are read */
+    bool input_scaled; /* INPUT_SCALE */
     bool masked;
     bool prequantised;
     moe_dtype hidden; /* MOE_MXFP8_X4 if pre-quantised */

@@ -200,14 +200,31 @@ static inline float clamp(float v, float upper, float lower)
     return v < lower ? lower : v;
 }
 
-static inline float activate(const kernel_point *p, float g)
+static inline float activation_of(const kernel_point *p, float g)
 {
     switch (p->activation) {
     case MOE_GELU: return num_gelu(g);
     case MOE_GELU_TANH: return num_gelu_tanh(g);
-    case MOE_RELU: return g > 0.0f || num_is_nan(g) ? g : 0.0f;
+    case MOE_RELU: return num_relu(g);
+    case MOE_RELU2: return num_relu(g) * num_relu(g);
     default: return num_swish(g, p->alpha);
     }
+}
+
+/* At most the limit; NaN passes. */
+static inline float activate(const kernel_point *p, float g)
+{
+    float v = activation_of(p, g);
+    return v > p->act_upper ? p->act_upper : v;
+}
+
+/* Row r of a half for token t: its sum, times the token's factor, before the limits. */
+static inline float projection(const kernel_gate_up *a, panel_sums sum, size_t half, size_t t,
+                               size_t r)
+{
+    float v = sum[half][t][r];
+    if (a->factor != NULL) v = v * a->factor[t];
+    return affine(v, &a->panel.rows[half], r);
 }
 
 static inline void gate_up(const kernel_gate_up *a, kernel_format f, kernel_operand o)
@@ -215,13 +232,18 @@ static inline void gate_up(const kernel_gate_up *a, kernel_format f, kernel_oper
     const kernel_point *p = a->point;
     panel_sums sum;
     sums(&a->panel, &a->tiles, f, o, sum);
-    for (size_t t = 0; t < a->tiles.tokens; t++)
-        for (size_t r = 0; r < KERNEL_ROWS; r++) {
-            float g =
-                clamp(affine(sum[0][t][r], &a->panel.rows[0], r), p->gate_upper, p->gate_lower);
-            float u = clamp(affine(sum[1][t][r], &a->panel.rows[1], r), p->up_upper, p->up_lower);
-            a->mid[t * a->mid_stride + r] = activate(p, g) * (u + p->up_offset);
+    for (size_t t = 0; t < a->tiles.tokens; t++) {
+        float *mid = a->mid + t * a->mid_stride;
+        for (size_t m = 0; p->ungated && m < a->panel.halves; m++)
+            for (size_t r = 0; r < KERNEL_ROWS; r++)
+                mid[m * KERNEL_ROWS + r] =
+                    activate(p, clamp(projection(a, sum, m, t, r), p->up_upper, p->up_lower));
+        for (size_t r = 0; !p->ungated && r < KERNEL_ROWS; r++) {
+            float g = clamp(projection(a, sum, 0, t, r), p->gate_upper, p->gate_lower);
+            float u = clamp(projection(a, sum, 1, t, r), p->up_upper, p->up_lower);
+            mid[r] = activate(p, g) * (u + p->up_offset);
         }
+    }
 }
 
 static inline void down(const kernel_down *a, kernel_format f, kernel_operand o)
