@@ -2,7 +2,8 @@
 /* kernel_tmpl.h - the vector kernels, written once over the vocabulary of an instruction set
  * (src/isa/vec_*.h).
  *
- * Included by src/isa/<isa>.c after its vocabulary; kernel_dot.h and kernel_act.h are parts of it.
+ * Included by src/isa/<isa>.c after its vocabulary; kernel_dot.h, kernel_act.h and kernel_route.h
+ * are parts of it.
  * A vec holds KERNEL_ROWS f32, one for each output row of half a panel, so that a sum over k is
  * never split: every width of register gives the same bits.  The loops:
  *
@@ -25,6 +26,7 @@
 #include "kernel_dot.h"
 
 #include "kernel_act.h"
+#include "kernel_route.h"
 #include "quantize_block.h"
 
 /* ---- a tile and a span ----------------------------------------------------------------------- */
@@ -473,5 +475,5 @@ KERNEL_PAIR(bf12_bf16, FORMAT_BF12)
 #define KERNEL_TABLE(name)                                                                         \
     {                                                                                              \
         name, {VEC_WIDTH, VEC_WIDTH_MX}, SLOTS(gate_up), SLOTS(down), quantize_tokens,             \
-            reduce_terms                                                                           \
+            reduce_terms, route_dots, route_scores, route_widen                                    \
     }

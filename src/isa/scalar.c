@@ -5,6 +5,7 @@
  * Every other instruction set's kernels equal these bit for bit.  Written to be read: a block of
  * weights is widened to f32, and each token's dot products with it are taken in canonical order. */
 #include "quantize_block.h"
+#include "route_block.h"
 
 /* The widened weights of one block, [matrix][k][row], and the sums, [matrix][token][row]. */
 typedef float block_weights[2][KERNEL_PLAIN][KERNEL_ROWS];
@@ -257,6 +258,30 @@ static inline void down(const kernel_down *a, kernel_format f, kernel_operand o)
                     affine(sum[m][t][r], &a->panel.rows[m], r);
 }
 
+/* ---- the router ------------------------------------------------------------------------------ */
+
+static void route_dots(const kernel_route *a)
+{
+    for (size_t t = 0; t < a->tokens; t++)
+        for (size_t r = 0; r < a->rows; r++)
+            for (size_t k = 0; k < a->k; k++) {
+                float *lane = &a->acc[t][r][k % KERNEL_LANES];
+                *lane = fmaf(a->x[t * a->x_stride + k], a->w[r * a->w_stride + k], *lane);
+            }
+}
+
+static void route_widen(const void *v, moe_dtype dtype, size_t n, float *out)
+{
+    const uint16_t *half = v;
+    switch (dtype) {
+    case MOE_BF16: route_widen_bf16(half, n, out); break;
+    case MOE_F16:
+        for (size_t i = 0; i < n; i++) out[i] = num_from_f16(half[i]);
+        break;
+    default: memcpy(out, v, n * sizeof *out);
+    }
+}
+
 /* ---- the table ------------------------------------------------------------------------------- */
 
 #define KERNEL_PAIR(name, format, operand)                                                         \
@@ -289,4 +314,5 @@ KERNEL_PAIR(bf12, FORMAT_BF12, OPERAND_F32)
     }
 
 const kernel_table kernel_table_scalar = {"scalar",    {1, 1},          SLOTS(gate_up),
-                                          SLOTS(down), quantize_tokens, reduce_terms};
+                                          SLOTS(down), quantize_tokens, reduce_terms,
+                                          route_dots,  route_scores,    route_widen};
