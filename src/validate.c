@@ -172,18 +172,24 @@ static const char *weights_text(const problem *p, bool down)
                                : p->args->expert_gate_up_weights->dtype);
 }
 
+bool problem_takes(const problem *p, moe_act_mode mode)
+{
+    return mode == MOE_ACT_MXFP8  ? p->mx
+           : mode == MOE_ACT_INT8 ? p->gate_up == FORMAT_MXFP4 && p->down == FORMAT_MXFP4
+                                  : true;
+}
+
 static moe_status check_act(const moe_tkg_args *a, problem *p)
 {
     p->act = a->act_mode != MOE_ACT_DEFAULT ? a->act_mode
              : p->axis.strided              ? MOE_ACT_MXFP8
                                             : MOE_ACT_EXACT;
-    if (p->act == MOE_ACT_MXFP8 && !p->mx)
+    if (problem_takes(p, p->act)) return MOE_OK;
+    if (p->act == MOE_ACT_MXFP8)
         return error_set(MOE_E_UNSUPPORTED, "act_mode = MXFP8: needs MX weights, not %s",
                          weights_text(p, false));
-    if (p->act == MOE_ACT_INT8 && (p->gate_up != FORMAT_MXFP4 || p->down != FORMAT_MXFP4))
-        return error_set(MOE_E_UNSUPPORTED, "act_mode = INT8: needs MXFP4 weights, not %s and %s",
-                         weights_text(p, false), weights_text(p, true));
-    return MOE_OK;
+    return error_set(MOE_E_UNSUPPORTED, "act_mode = INT8: needs MXFP4 weights, not %s and %s",
+                     weights_text(p, false), weights_text(p, true));
 }
 
 /* What says something of a gate, where the experts have none. */

@@ -145,38 +145,48 @@ moe_status validate_router(const moe_router_args *a, router *r)
     return s == MOE_OK ? check_numbers(a) : s;
 }
 
-moe_status validate_router_arrays(const moe_router_args *a, router *r, size_t H)
+static const char *const array_names[2][3] = {
+    {"weights", "bias", "selection_bias"},
+    {"router.weights", "router.bias", "router.selection_bias"}};
+
+static const char *const output_names[2][5] = {
+    {"output.index", "output.weights", "output.logits", "output.affinities", "output.scores"},
+    {"routed.index", "routed.weights", "routed.logits", "routed.affinities", "routed.scores"}};
+
+moe_status validate_router_arrays(const moe_router_args *a, router *r, size_t H, bool in_block)
 {
+    const char *const *names = array_names[in_block];
     r->H = H;
-    moe_status s = validate_one_array("weights", &a->weights, true, r->E, H);
-    if (s == MOE_OK) s = validate_one_array("bias", &a->bias, false, r->E, 0);
-    if (s == MOE_OK) s = validate_one_array("selection_bias", &a->selection_bias, false, r->E, 0);
+    moe_status s = validate_one_array(names[0], &a->weights, true, r->E, H);
+    if (s == MOE_OK) s = validate_one_array(names[1], &a->bias, false, r->E, 0);
+    if (s == MOE_OK) s = validate_one_array(names[2], &a->selection_bias, false, r->E, 0);
     return s;
 }
 
 moe_status validate_router_data(const router *r, size_t T, const moe_router_output *out,
-                                validate_spans *spans)
+                                bool in_block, validate_spans *spans)
 {
     const moe_router_args *a = r->args;
-    moe_status s = validate_array_span(spans, "weights", &a->weights, r->E, r->H);
-    if (s == MOE_OK) s = validate_array_span(spans, "bias", &a->bias, r->E, 1);
-    if (s == MOE_OK) s = validate_array_span(spans, "selection_bias", &a->selection_bias, r->E, 1);
+    const char *const *names = array_names[in_block];
+    moe_status s = validate_array_span(spans, names[0], &a->weights, r->E, r->H);
+    if (s == MOE_OK) s = validate_array_span(spans, names[1], &a->bias, r->E, 1);
+    if (s == MOE_OK) s = validate_array_span(spans, names[2], &a->selection_bias, r->E, 1);
+    names = output_names[in_block];
     const struct {
-        const char *name;
         const void *at;
         size_t columns;
-    } outputs[] = {{"output.index", out->index, r->K},
-                   {"output.weights", out->weights, r->K},
-                   {"output.logits", out->logits, r->E},
-                   {"output.affinities", out->affinities, r->E},
-                   {"output.scores", out->scores, r->E}};
+    } outputs[] = {{out->index, r->K},
+                   {out->weights, r->K},
+                   {out->logits, r->E},
+                   {out->affinities, r->E},
+                   {out->scores, r->E}};
     for (size_t i = 0; s == MOE_OK && i < sizeof outputs / sizeof outputs[0]; i++) {
         size_t bytes;
         if (outputs[i].at == NULL) continue;
         if (!checked_mul(T, outputs[i].columns * sizeof(float), &bytes) || bytes > PTRDIFF_MAX)
             return error_set(MOE_E_OVERFLOW, "%s: T = %zu: its bytes do not fit in size_t",
-                             outputs[i].name, T);
-        s = validate_span(spans, outputs[i].name, outputs[i].at, bytes, sizeof(float), true);
+                             names[i], T);
+        s = validate_span(spans, names[i], outputs[i].at, bytes, sizeof(float), true);
     }
     return s;
 }

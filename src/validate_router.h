@@ -13,7 +13,7 @@ typedef struct validate_bytes {
     bool written;
 } validate_bytes;
 
-enum { VALIDATE_SPANS = 16 };
+enum { VALIDATE_SPANS = 24 };
 
 typedef struct validate_spans {
     size_t n;
@@ -33,11 +33,11 @@ moe_status validate_array_span(validate_spans *spans, const char *name, const mo
 /* All scalars: fills *r, but for H. */
 moe_status validate_router(const moe_router_args *a, router *r);
 
-/* The arrays' descriptions: fills r->H. */
-moe_status validate_router_arrays(const moe_router_args *a, router *r, size_t H);
+/* The arrays' descriptions: fills r->H.  in_block: by which names. */
+moe_status validate_router_arrays(const moe_router_args *a, router *r, size_t H, bool in_block);
 
 /* The arrays' and the outputs' memory. */
 moe_status validate_router_data(const router *r, size_t T, const moe_router_output *out,
-                                validate_spans *spans);
+                                bool in_block, validate_spans *spans);
 
 #endif
