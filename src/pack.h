@@ -69,7 +69,7 @@ kernel_panel pack_gate_up_panel(const pack_layout *l, const uint8_t *expert, siz
 kernel_panel pack_down_panel(const pack_layout *l, const uint8_t *expert, size_t panel,
                              size_t mid_k);
 
-/* Bit r: row r of gate_up panel number `panel` is a pad lane, or past I. */
-uint32_t pack_pad_rows(const axis *a, size_t panel);
+/* Bit r < rows (at most 32): row first + r of the intermediate is a pad lane, or past I. */
+uint32_t pack_pad_rows(const axis *a, size_t first, size_t rows);
 
 #endif
