@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Layers of tiny checkpoints in published layouts, through the library: described as their cases say,
- * and computed within the proven bound of f32. */
+ * and computed within the bound that f32 allows. */
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -172,7 +172,7 @@ static void within(const char *what, const fixture_case *c, const float *got,
         widest = fmax(widest, bound[i]);
     }
     if (!(worst <= 1)) fail_msg("%s, T = %lld: %g times the bound", what, (long long)c->T, worst);
-    /* A bound that forgives a mistake would be none. */
+    /* Mistakes are larger than 0.08 (tests/fixtures/README.md): a bound that forgave one would be none. */
     if (!(widest < 1e-3 * largest)) fail_msg("%s: a bound of %g", what, widest / largest);
 }
 
