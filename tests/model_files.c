@@ -76,7 +76,7 @@ static void add(model_files *f, const char *name, const char *dtype, const char 
     fill(f, f->count++, seed);
 }
 
-void files_make(model_files *f, const char *const *lines, uint64_t seed)
+void model_files_make(model_files *f, const char *const *lines, uint64_t seed)
 {
     memset(f, 0, sizeof *f);
     for (; *lines; lines++) {
@@ -93,12 +93,12 @@ void files_make(model_files *f, const char *const *lines, uint64_t seed)
     }
 }
 
-void files_free(model_files *f)
+void model_files_free(model_files *f)
 {
     for (size_t i = 0; i < f->count; i++) free(f->data[i]);
 }
 
-void files_change(model_files *f, size_t i, st_dtype dtype, int rank, const int64_t *shape)
+void model_files_change(model_files *f, size_t i, st_dtype dtype, int rank, const int64_t *shape)
 {
     st_tensor *t = &f->tensor[i];
     t->dtype = dtype;
@@ -118,7 +118,8 @@ static void write_text(const char *path, const char *text)
     assert_int_equal(fclose(file), 0);
 }
 
-void files_write(const model_files *f, const char *folder, const char *config, size_t leave_out)
+void model_files_write(const model_files *f, const char *folder, const char *config,
+                       size_t leave_out)
 {
     char path[PATH];
     io_error error;
@@ -137,13 +138,13 @@ void files_write(const model_files *f, const char *folder, const char *config, s
     if (config) write_text(path, config);
 }
 
-void files_make_folder(char *text, size_t size)
+void model_files_make_folder(char *text, size_t size)
 {
     snprintf(text, size, "/tmp/moe_model_XXXXXX");
     assert_non_null(mkdtemp(text));
 }
 
-void files_remove_folder(const char *folder)
+void model_files_remove_folder(const char *folder)
 {
     char path[PATH];
     snprintf(path, sizeof path, "%s/model.safetensors", folder);

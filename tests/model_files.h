@@ -21,18 +21,19 @@ typedef struct model_files {
 } model_files;
 
 /* The tensors of a description, with bytes drawn from seed that are no NaN in any type. */
-void files_make(model_files *f, const char *const *lines, uint64_t seed);
-void files_free(model_files *f);
+void model_files_make(model_files *f, const char *const *lines, uint64_t seed);
+void model_files_free(model_files *f);
 
 /* Gives tensor i another type or shape, and bytes to fill it. */
-void files_change(model_files *f, size_t i, st_dtype dtype, int rank, const int64_t *shape);
+void model_files_change(model_files *f, size_t i, st_dtype dtype, int rank, const int64_t *shape);
 
 /* Writes folder/config.json (NULL: none) and folder/model.safetensors without tensor leave_out
  * (f->count: with all). */
-void files_write(const model_files *f, const char *folder, const char *config, size_t leave_out);
+void model_files_write(const model_files *f, const char *folder, const char *config,
+                       size_t leave_out);
 
-/* A folder of the test's own, which files_remove_folder removes with those two files. */
-void files_make_folder(char *text, size_t size);
-void files_remove_folder(const char *folder);
+/* A folder of the test's own, which model_files_remove_folder removes with those two files. */
+void model_files_make_folder(char *text, size_t size);
+void model_files_remove_folder(const char *folder);
 
 #endif

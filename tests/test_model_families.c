@@ -326,7 +326,7 @@ static void repair(model_files *f)
         if (t->dtype == ST_U8 && shape[1] == FILES_H / 2) shape[1] = FILES_I / 2;
         if (t->dtype == ST_BF16 && shape[1] == FILES_H / 32) shape[1] = FILES_I / 32;
         if (t->dtype == ST_F8_E4M3 && shape[1] == FILES_H / 16) shape[1] = FILES_I / 16;
-        if (shape[1] != t->shape[1]) files_change(f, i, t->dtype, 2, shape);
+        if (shape[1] != t->shape[1]) model_files_change(f, i, t->dtype, 2, shape);
     }
 }
 
@@ -359,9 +359,9 @@ static void finds(void **state)
         moe_model *model;
         moe_layer *layer;
         moe_model_info about = {.struct_size = sizeof about};
-        files_make(&f, c->lines, i);
+        model_files_make(&f, c->lines, i);
         repair(&f);
-        files_write(&f, folder, c->config, f.count);
+        model_files_write(&f, folder, c->config, f.count);
         if (describe(&info) != MOE_OK) fail_msg("case %zu: %s", i, moe_io_last_error());
         assert_int_equal(info.layer, 1);
         assert_string_equal(info.gate_up_format, c->format);
@@ -381,7 +381,7 @@ static void finds(void **state)
         assert_int_equal(args.router.E, c->foreign ? 0 : FILES_E);
         assert_int_equal(moe_layer_free(layer), MOE_OK);
         moe_model_close(model);
-        files_free(&f);
+        model_files_free(&f);
     }
 }
 
@@ -405,10 +405,10 @@ static void names_what_lacks(void **state)
     for (size_t n = 0; n < CASES; n++) {
         model_files f;
         moe_layer_info info;
-        files_make(&f, cases[n].lines, n);
+        model_files_make(&f, cases[n].lines, n);
         repair(&f);
         for (size_t i = 0; i < f.count; i++) {
-            files_write(&f, folder, cases[n].config, i);
+            model_files_write(&f, folder, cases[n].config, i);
             moe_status s = describe(&info);
             if (may_lack(&cases[n], f.name[i])) continue;
             /* without weights of expert 0 or of all, or without a bias, the name is another's */
@@ -417,7 +417,7 @@ static void names_what_lacks(void **state)
                 stem = strstr(moe_io_last_error(), "without a scale") != NULL;
             if (!stem) named(&f, i, n, s);
         }
-        files_free(&f);
+        model_files_free(&f);
     }
 }
 
@@ -427,41 +427,41 @@ static void names_what_differs(void **state)
     for (size_t n = 0; n < CASES; n++) {
         model_files f;
         moe_layer_info info;
-        files_make(&f, cases[n].lines, n);
+        model_files_make(&f, cases[n].lines, n);
         repair(&f);
         for (size_t i = 0; i < f.count; i++) {
             const st_tensor was = f.tensor[i];
             int64_t shape[ST_MAX_RANK];
             if (strstr(was.name, "tid2eid")) continue;
             memcpy(shape, was.shape, sizeof shape);
-            files_change(&f, i, ST_F64, was.rank, shape);
-            files_write(&f, folder, cases[n].config, f.count);
+            model_files_change(&f, i, ST_F64, was.rank, shape);
+            model_files_write(&f, folder, cases[n].config, f.count);
             named(&f, i, n, describe(&info));
             for (int d = 0; d < was.rank; d++) {
                 memcpy(shape, was.shape, sizeof shape);
                 shape[d]++;
-                files_change(&f, i, was.dtype, was.rank, shape);
-                files_write(&f, folder, cases[n].config, f.count);
+                model_files_change(&f, i, was.dtype, was.rank, shape);
+                model_files_write(&f, folder, cases[n].config, f.count);
                 named(&f, i, n, describe(&info));
             }
             memcpy(shape, was.shape, sizeof shape);
-            files_change(&f, i, was.dtype, was.rank, shape);
+            model_files_change(&f, i, was.dtype, was.rank, shape);
         }
-        files_free(&f);
+        model_files_free(&f);
     }
 }
 
 static int make_folder(void **state)
 {
     (void)state;
-    files_make_folder(folder, sizeof folder);
+    model_files_make_folder(folder, sizeof folder);
     return 0;
 }
 
 static int remove_folder(void **state)
 {
     (void)state;
-    files_remove_folder(folder);
+    model_files_remove_folder(folder);
     return 0;
 }
 
