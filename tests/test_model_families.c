@@ -126,6 +126,7 @@ static const checkpoint_case cases[] = {
      .optional = "weight_scale_2",
      .lines = {L "mlp.gate.weight BF16 E,H",
                BYTES_OF(L "mlp.", ".weight", "U8", "/2", ".weight_scale", "F8_E4M3", "H/16"),
+               L "mlp.experts.{e}.gate_proj.weight_scale_2 F32",
                L "mlp.experts.{e}.up_proj.weight_scale_2 F32"}},
     {.family = "qwen3-next",
      .config =
