@@ -101,8 +101,8 @@ static near dot(const numbers *w, size_t row, const near *x, near factor)
         size += (fabs(x[c].v) + x[c].e) * w->size[row * w->k + c];
         carried += x[c].e * w->size[row * w->k + c];
     }
-    double e =
-        gamma_of(n) * (fabs(factor) * size + fabs(w->bias[row])) + fabs(factor) * carried + n * ETA;
+    double e = gamma_of(n) * (fabs(factor.v) * size + fabs(w->bias[row])) +
+               fabs(factor.v) * carried + fabs(sum) * factor.e + n * ETA;
     return (near){factor.v * sum + w->bias[row], e};
 }
 
