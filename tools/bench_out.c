@@ -21,10 +21,11 @@ void bench_print_head(const bench *b)
            (long long)s->H, (long long)s->I, (long long)s->E, (long long)s->K,
            shape_activation_name(s->activation), s->bias ? ", biases" : "",
            case_act_name(b->plan.act), route_name(b->plan.routing));
-    printf("moe-tkg %s, isa %s, %zu threads%s; ", moe_version(), moe_context_isa(b->context),
-           team_size(b->team), b->pinned ? ", pinned" : "");
+    printf("moe-tkg %s, isa %s, %zu threads%s; ", moe_version(), moe_context_isa(b->crew.context),
+           team_size(b->crew.team), b->crew.pinned ? ", pinned" : "");
     cli_print_text(cpu);
-    printf(", %.0f MiB last-level cache, huge pages: %s\n\n", (double)b->llc / (1 << 20), huge);
+    printf(", %.0f MiB last-level cache, huge pages: %s\n\n", (double)b->crew.llc / (1 << 20),
+           huge);
 }
 
 void bench_print_rows(const bench *b)
@@ -69,10 +70,10 @@ void bench_print_foot(const bench *b)
                1e-6 * (double)l->info.expert_bytes, l->pack_seconds,
                1e-9 * l->source_bytes / l->pack_seconds);
     }
-    if (b->working_set < 4 * b->llc)
+    if (b->working_set < 4 * b->crew.llc)
         puts("The working set is below 4 times the last-level cache: the weights are not cold.");
-    if (!b->pinned)
-        puts(team_size(b->team) > b->cpus
+    if (!b->crew.pinned)
+        puts(team_size(b->crew.team) > b->crew.cpus
                  ? "More threads than CPUs: they are not pinned, and wait for each other."
                  : "The threads could not be pinned.");
 }
@@ -86,8 +87,8 @@ json_t *bench_row_json(const bench *b, const bench_row *r)
                      "shape", b->plan.shape.name,                                //
                      "weights", r->weights,                                      //
                      "act", case_act_name(b->plan.act),                          //
-                     "isa", moe_context_isa(b->context),                         //
-                     "threads", (int)team_size(b->team),                         //
+                     "isa", moe_context_isa(b->crew.context),                    //
+                     "threads", (int)team_size(b->crew.team),                    //
                      "tokens", (json_int_t)r->tokens,                            //
                      "experts_read", r->experts_read,                            //
                      "median_us", cli_json_real(r->median_us),                   //
@@ -114,15 +115,15 @@ json_t *bench_machine_json(const bench *b)
         json_array_append_new(isa, json_string(moe_isa_level(i)));
     return json_pack("{s:o, s:I, s:I, s:o, s:s, s:s, s:o, s:s, s:b, s:b}", //
                      "cpu", cli_json_text(cpu),                            //
-                     "cores", (json_int_t)b->cpus,                         //
-                     "llc_bytes", (json_int_t)b->llc,                      //
+                     "cores", (json_int_t)b->crew.cpus,                    //
+                     "llc_bytes", (json_int_t)b->crew.llc,                 //
                      "kernel", cli_json_text(kernel),                      //
                      "compiler", MACHINE_COMPILER,                         //
                      "version", moe_version(),                             //
                      "isa", isa,                                           //
                      "huge_pages", huge,                                   //
                      "huge_pages_granted", b->reader.huge_pages,           //
-                     "pinned", b->pinned);
+                     "pinned", b->crew.pinned);
 }
 
 static json_t *layer_json(const bench *b, size_t f)

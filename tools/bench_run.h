@@ -6,8 +6,7 @@
 #include "bench_layer.h"
 #include "bench_route.h"
 #include "ceiling.h"
-#include "cli.h"
-#include "machine.h"
+#include "crew.h"
 
 enum { BENCH_MAX_BATCHES = 32, BENCH_MAX_REPETITIONS = 100000 };
 
@@ -50,11 +49,8 @@ typedef struct bench_row {
 typedef struct bench {
     cli *cli;
     bench_plan plan;
-    moe_context *context;
-    int cpu[MACHINE_MAX_CPUS];
-    size_t cpus, llc, working_set, images; /* images: different experts of a layer, 0: enough */
-    bool pinned;
-    team *team;
+    crew crew;
+    size_t working_set, images; /* images: different experts of a layer, 0: enough */
     ceiling_reader reader;
     router router;
     bench_batch batch;

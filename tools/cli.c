@@ -156,6 +156,28 @@ int cli_next(cli *c)
     }
 }
 
+bool cli_dtype(const char *text, moe_dtype *dtype)
+{
+    *dtype = strcmp(text, "bf16") == 0                               ? MOE_BF16
+             : strcmp(text, "f16") == 0 || strcmp(text, "fp16") == 0 ? MOE_F16
+             : strcmp(text, "f32") == 0                              ? MOE_F32
+                                                                     : MOE_DTYPE_NONE;
+    return *dtype != MOE_DTYPE_NONE;
+}
+
+int cli_exit_code(moe_status status)
+{
+    switch (status) {
+    case MOE_OK: return CLI_OK;
+    case MOE_E_NOMEM:
+    case MOE_E_WRITE: return CLI_FAILED;
+    case MOE_E_OPEN:
+    case MOE_E_READ:
+    case MOE_E_FORMAT: return CLI_USAGE;
+    default: return CLI_REFUSED;
+    }
+}
+
 int cli_context(cli *c, moe_context **context)
 {
     moe_context_options options = moe_context_options_init();

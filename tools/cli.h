@@ -12,8 +12,8 @@
 enum {
     CLI_OK = 0,
     CLI_FAILED = 1,  /* a result outside its gate, or output that could not be written */
-    CLI_USAGE = 2,   /* bad options, or a file that cannot be read as a case */
-    CLI_REFUSED = 3, /* the operator refused */
+    CLI_USAGE = 2,   /* bad options, or a file that is no sound container, or no case */
+    CLI_REFUSED = 3, /* a sound file that is no usable model, or the library refused the call */
 };
 
 /* The paragraph on exit codes in a command's --help. */
@@ -21,8 +21,8 @@ enum {
     "Exit codes:\n"                                                                                \
     "  0  all done, all within the gate\n"                                                         \
     "  1  a result outside its gate, no memory, or output that could not be written\n"             \
-    "  2  an unreadable file, or a bad command line\n"                                             \
-    "  3  the operator refused a case\n"
+    "  2  a file that is no sound container, or no case, or a bad command line\n"                  \
+    "  3  a sound file that is no usable model, or a refused call\n"
 
 /* Values of options without a letter; a command's own start at CLI_OPT_OWN. */
 enum { CLI_OPT_JSON = 256, CLI_OPT_ISA, CLI_OPT_THREADS, CLI_OPT_ACT, CLI_OPT_OWN };
@@ -80,6 +80,12 @@ bool cli_number(const char *text, long long low, long long high, long long *valu
 /* Whole decimal numbers in [low, high] with commas between, at least one and at most `most`. */
 bool cli_numbers(const char *list, long long low, long long high, size_t *number, size_t most,
                  size_t *n);
+
+/* "bf16", "f16" or "fp16", "f32"; false if text is none of them. */
+bool cli_dtype(const char *text, moe_dtype *dtype);
+
+/* The exit code of a failed call of the library. */
+int cli_exit_code(moe_status status);
 
 /* Makes the context that --isa and --threads ask for.  CLI_OK, or a message and its exit code. */
 int cli_context(cli *c, moe_context **context);
