@@ -87,6 +87,21 @@ int cli_failure(const cli *c, const char *format, ...)
     return CLI_FAILED;
 }
 
+int cli_fail(cli_error *e, int code, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    vsnprintf(e->text, sizeof e->text, format, list);
+    va_end(list);
+    return e->code = code;
+}
+
+int cli_report(const cli *c, const cli_error *e)
+{
+    cli_failure(c, "%s", e->text);
+    return e->code;
+}
+
 /* ---- options ------------------------------------------------------------------------------- */
 
 bool cli_number(const char *text, long long low, long long high, long long *value)
@@ -195,6 +210,17 @@ int cli_context(cli *c, moe_context **context)
 void cli_print_text(const char *text)
 {
     put_text(stdout, text);
+}
+
+size_t cli_text_width(const char *text)
+{
+    size_t width = 0;
+    for (; *text; width++) {
+        uint32_t code;
+        size_t n = utf8(text, &code);
+        text += n ? n : 1;
+    }
+    return width;
 }
 
 json_t *cli_json_text(const char *text)

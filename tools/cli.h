@@ -74,6 +74,18 @@ __attribute__((format(printf, 2, 3))) int cli_usage_error(cli *c, const char *fo
 /* "moe-tkg verify: <message>" on stderr; returns CLI_FAILED. */
 __attribute__((format(printf, 2, 3))) int cli_failure(const cli *c, const char *format, ...);
 
+/* What went wrong, before it is known how it will be said. */
+typedef struct cli_error {
+    int code;
+    char text[1024];
+} cli_error;
+
+/* Stores both in *e and returns code. */
+__attribute__((format(printf, 3, 4))) int cli_fail(cli_error *e, int code, const char *format, ...);
+
+/* "moe-tkg verify: <message>" on stderr; returns the code. */
+int cli_report(const cli *c, const cli_error *e);
+
 /* A whole decimal number in [low, high]. */
 bool cli_number(const char *text, long long low, long long high, long long *value);
 
@@ -93,6 +105,9 @@ int cli_context(cli *c, moe_context **context);
 /* Prints text of any origin: control characters, those that turn the direction of text, and bytes
  * that are not UTF-8 as '?', so that no file can drive the terminal. */
 void cli_print_text(const char *text);
+
+/* How many characters cli_print_text prints of it. */
+size_t cli_text_width(const char *text);
 
 /* Foreign text as a JSON string: bytes that are not UTF-8 as '?'. */
 json_t *cli_json_text(const char *text);
@@ -119,6 +134,7 @@ void cli_progress_end(void);
 int cmd_bench(int argc, char **argv);
 int cmd_demo(int argc, char **argv);
 int cmd_info(int argc, char **argv);
+int cmd_inspect(int argc, char **argv);
 int cmd_run(int argc, char **argv);
 int cmd_verify(int argc, char **argv);
 
