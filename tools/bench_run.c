@@ -20,7 +20,7 @@ static const double DOT_SECONDS = 0.0005, FIND_SECONDS = 0.005;
 
 double bench_macs(const shape *s, size_t tokens)
 {
-    return 3 * (double)tokens * (double)s->K * (double)s->H * (double)s->I;
+    return (s->no_gate ? 2 : 3) * (double)tokens * (double)s->K * (double)s->H * (double)s->I;
 }
 
 static int refused(const bench *b, moe_status status)
@@ -32,9 +32,21 @@ static int refused(const bench *b, moe_status status)
 
 /* ---- making ---------------------------------------------------------------------------------- */
 
+static int report(const bench *b, const cli_error *error)
+{
+    cli_progress_end();
+    return cli_report(b->cli, error);
+}
+
 static size_t images_of(const bench *b, size_t f)
 {
     return b->images ? b->images : bench_images(&b->plan.shape, b->plan.formats[f]);
+}
+
+/* Packed copies of a layer of this size. */
+static double copies_bytes(const bench *b, double one)
+{
+    return one < (double)b->working_set ? one + (double)b->working_set : one;
 }
 
 /* Bytes of all that will be made: an upper bound. */
@@ -43,13 +55,17 @@ static int needed_memory(bench *b, double *bytes)
     const bench_plan *p = &b->plan;
     double sources = 0;
     *bytes = (double)b->working_set;
+    if (p->model) {
+        *bytes += copies_bytes(b, (double)p->layer.bytes);
+        return CLI_OK;
+    }
     for (size_t f = 0; f < p->n_formats; f++) {
         moe_experts_args args = bench_describe(&p->shape, p->formats[f]);
         size_t one;
         args.packing = MOE_PACK_PLAIN; /* it is at most as large */
         moe_status status = moe_experts_bytes(b->crew.context, &args, &one);
         if (status != MOE_OK) return refused(b, status);
-        *bytes += one < b->working_set ? (double)one + (double)b->working_set : (double)one;
+        *bytes += copies_bytes(b, (double)one);
         double source =
             (double)images_of(b, f) * (double)bench_image_bytes(&p->shape, p->formats[f]);
         if (source > sources) sources = source;
@@ -63,6 +79,9 @@ static int check_memory(bench *b)
     double bytes = 0, there = (double)machine_free_memory();
     int code = needed_memory(b, &bytes);
     if (code != CLI_OK || bytes <= there) return code;
+    if (b->plan.model)
+        return cli_failure(b->cli, "this needs %.1f GB of memory, and %.1f GB are free",
+                           1e-9 * bytes, 1e-9 * there);
     return cli_failure(b->cli,
                        "this needs %.1f GB of memory, and %.1f GB are free: --experts N holds "
                        "fewer of the %lld experts%s",
@@ -70,9 +89,11 @@ static int check_memory(bench *b)
                        b->plan.n_formats > 1 ? ", and fewer --weights take less" : "");
 }
 
-static int open_layer(bench *b, size_t f)
+/* Random weights in format number f, packed. */
+static int make_layer(bench *b, size_t f)
 {
     const bench_plan *p = &b->plan;
+    cli_error error;
     bench_format format = p->formats[f];
     char what[64];
     snprintf(what, sizeof what, "%s: making", bench_format_name(format));
@@ -82,12 +103,32 @@ static int open_layer(bench *b, size_t f)
         return refused(b, MOE_E_NOMEM);
     snprintf(what, sizeof what, "%s: packing", bench_format_name(format));
     cli_progress(((double)f + 0.3) / (double)p->n_formats, what);
-    moe_status status = bench_layer_pack(&b->layer[f], b->crew.context, &b->source, b->working_set);
-    if (status != MOE_OK) return refused(b, status);
-    ceiling_operand operand = p->act == MOE_ACT_INT8 ? CEILING_INT8
-                              : format == BENCH_FP16 ? CEILING_F32
-                                                     : CEILING_BF16;
-    b->dot[f] = ceiling_dot_of(moe_context_isa(b->crew.context), operand);
+    int code = bench_layer_pack(&b->layer[f], b->crew.context, &b->source, b->working_set, &error);
+    return code == CLI_OK ? code : report(b, &error);
+}
+
+static int load_layer(bench *b)
+{
+    const bench_plan *p = &b->plan;
+    cli_error error;
+    int code = bench_layer_load(&b->layer[0], b->crew.context, p->model, &p->layer, b->working_set,
+                                &error);
+    return code == CLI_OK ? code : report(b, &error);
+}
+
+/* What products with these weights are made of: f32 holds what bf16 does not. */
+static ceiling_operand operand_of(moe_dtype weights, moe_act_mode act)
+{
+    if (act == MOE_ACT_INT8) return CEILING_INT8;
+    return weights == MOE_F16 || weights == MOE_F32 ? CEILING_F32 : CEILING_BF16;
+}
+
+static int open_layer(bench *b, size_t f)
+{
+    int code = b->plan.model ? load_layer(b) : make_layer(b, f);
+    if (code != CLI_OK) return code;
+    b->dot[f] = ceiling_dot_of(moe_context_isa(b->crew.context),
+                               operand_of(b->layer[f].info.gate_up, b->plan.act));
     b->dot_variant[f] = -1;
     ceiling_dot(b->crew.team, b->dot[f], FIND_SECONDS, &b->dot_variant[f]);
     return CLI_OK;
@@ -166,8 +207,7 @@ static moe_status call(bench *b, size_t f, double *seconds)
 {
     const bench_layer *l = &b->layer[f];
     part_call c = {.b = b};
-    c.args = bench_batch_args(&b->batch, &b->plan.shape, l->experts[b->calls++ % l->copies],
-                              b->plan.act);
+    c.args = bench_batch_args(&b->batch, &l->call, l->experts[b->calls++ % l->copies], b->plan.act);
     team_run(b->crew.team, run_part, &c);
     *seconds = c.seconds;
     return c.status;
@@ -295,7 +335,7 @@ bench_row bench_row_of(const bench *b, size_t f, size_t t)
     size_t n = p->repetitions;
     const bench_sample *s = sample_at(b, f, t, 0);
     double macs = bench_macs(&p->shape, p->tokens[t]);
-    bench_row r = {.weights = bench_format_name(p->formats[f]), .tokens = p->tokens[t]};
+    bench_row r = {.weights = b->layer[f].weights, .tokens = p->tokens[t]};
     for (size_t i = 0; i < n; i++) r.experts_read += s[i].experts / (double)n;
     r.bytes = r.experts_read * (double)b->layer[f].info.expert_bytes;
     double median = quantile_of(s, n, offsetof(bench_sample, seconds), 0.5);

@@ -12,6 +12,10 @@ enum { BENCH_MAX_BATCHES = 32, BENCH_MAX_REPETITIONS = 100000 };
 
 /* What is asked for. */
 typedef struct bench_plan {
+    /* A model's layer; else random weights.  shape is then its shape, n_formats 1. */
+    const moe_model *model;
+    const char *model_path;
+    moe_layer_info layer;
     shape shape;
     bench_format formats[BENCH_FORMATS];
     size_t n_formats;

@@ -187,10 +187,10 @@ static int print(const command *m)
 
 static json_t *packed_json(const packed *p)
 {
-    return json_pack("{s:I, s:I, s:o, s:o, s:o}",                    //
+    return json_pack("{s:I, s:I, s:I, s:o, s:o}",                    //
                      "layer", (json_int_t)p->info.layer,             //
                      "bytes", (json_int_t)p->info.bytes,             //
-                     "packed_bytes", cli_json_real(p->bytes),        //
+                     "packed_bytes", (json_int_t)p->bytes,           //
                      "load_seconds", cli_json_real(p->load_seconds), //
                      "save_seconds", cli_json_real(p->save_seconds));
 }
@@ -200,7 +200,7 @@ static int print_json(const command *m)
     json_t *layers = json_array();
     packed sum = sum_up(m);
     for (size_t i = 0; i < m->n; i++) json_array_append_new(layers, packed_json(&m->done[i]));
-    return cli_print_json(&m->cli, json_pack("{s:o, s:o, s:s, s:b, s:i, s:o, s:I, s:o}",      //
+    return cli_print_json(&m->cli, json_pack("{s:o, s:o, s:s, s:b, s:i, s:o, s:I, s:I}",      //
                                              "path", cli_json_text(m->path),                  //
                                              "out", cli_json_text(m->out),                    //
                                              "family", m->info.family,                        //
@@ -208,7 +208,7 @@ static int print_json(const command *m)
                                              "threads", (int)moe_context_threads(m->context), //
                                              "layers", layers,                                //
                                              "bytes", (json_int_t)sum.info.bytes,             //
-                                             "packed_bytes", cli_json_real(sum.bytes)));
+                                             "packed_bytes", (json_int_t)sum.bytes));
 }
 
 int cmd_pack(int argc, char **argv)

@@ -79,7 +79,7 @@ static void add_row(table *t, const moe_layer_info *l, int64_t last, int64_t ste
     table_cell(t, "%lld", (long long)l->E);
     table_cell(t, "%lld", (long long)l->K);
     model_format_words(l, words);
-    table_cell(t, "%s", words);
+    table_cell(t, "%s%s", words, l->has_bias ? ", biases" : "");
     model_activation_words(l, words);
     table_cell(t, "%s", words);
     model_router_words(l, words);

@@ -33,7 +33,7 @@ int model_load(const moe_model *model, int64_t layer, moe_packing packing, moe_c
 
 enum { MODEL_WORDS = 160 };
 
-/* "bf16", or "q4_k, down q6_k". */
+/* "bf16", or "q4_k/q6_k": gate and up, down. */
 void model_format_words(const moe_layer_info *l, char text[MODEL_WORDS]);
 
 /* "silu", "swiglu 1.702, up + 1, gate <= 7, -7 <= up <= 7", "relu2, no gate", ... */

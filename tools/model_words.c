@@ -35,7 +35,7 @@ void model_format_words(const moe_layer_info *l, char text[MODEL_WORDS])
 {
     text[0] = '\0';
     add(text, "%s", l->gate_up_format);
-    if (strcmp(l->gate_up_format, l->down_format) != 0) add(text, ", down %s", l->down_format);
+    if (strcmp(l->gate_up_format, l->down_format) != 0) add(text, "/%s", l->down_format);
 }
 
 void model_activation_words(const moe_layer_info *l, char text[MODEL_WORDS])
@@ -56,7 +56,6 @@ void model_activation_words(const moe_layer_info *l, char text[MODEL_WORDS])
         add(text, ", up >= %g", (double)l->up_clamp_lower_limit.value);
     if (l->act_clamp_upper_limit.given)
         add(text, ", activated <= %g", (double)l->act_clamp_upper_limit.value);
-    if (l->has_bias) add(text, ", biases");
 }
 
 void model_router_words(const moe_layer_info *l, char text[MODEL_WORDS])
