@@ -10,7 +10,7 @@
 typedef struct io_file {
     char *path;                  /* for messages; "(memory)" */
     int fd;                      /* -1: the file is in memory */
-    const unsigned char *memory; /* NULL: the file is on disk */
+    const unsigned char *memory; /* its bytes then */
     size_t size;                 /* when it was opened */
 } io_file;
 
