@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* inspect_tensors.c - the tensors of any sound container, model or not.
  *
- * What a file is, its content says.  Of a folder: the files that its index names, or without an
- * index all that are safetensors or GGUF, folders inside not looked into. */
+ * What a file is, its content says.  Of a folder: the files that its index names, or model.safetensors
+ * or model.gguf, or all that are safetensors or GGUF, folders inside not looked into. */
 #define _GNU_SOURCE 1
 
 #include "inspect.h"
@@ -19,7 +19,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char INDEX[] = "model.safetensors.index.json";
+#define INDEX "model.safetensors.index.json"
 
 typedef struct listing {
     bool json;
@@ -80,12 +80,29 @@ static void add(listing *l, const char *name, const char *type, const uint64_t *
 
 /* ---- one file -------------------------------------------------------------------------------- */
 
-static io_status list_safetensors(listing *l, const char *path)
+/* What the index says lies in its file number n must be there. */
+static io_status check_index(listing *l, const ix_index *index, size_t n, const st_file *file)
+{
+    for (size_t i = 0; i < ix_count(index); i++) {
+        size_t of;
+        const char *name = ix_tensor(index, i, &of);
+        if (of != n || st_find(file, name)) continue;
+        snprintf(l->error.text, sizeof l->error.text,
+                 "%.250s: has no tensor \"%.100s\", which the index says it has", ix_file(index, n),
+                 name);
+        return l->error.status = IO_E_FORMAT;
+    }
+    return IO_OK;
+}
+
+/* index: NULL, or the one whose file number n this is. */
+static io_status list_safetensors(listing *l, const char *path, const ix_index *index, size_t n)
 {
     st_file *file;
     io_status status = st_open(path, &file, &l->error);
     if (status != IO_OK) return status;
-    for (size_t i = 0; i < st_count(file); i++) {
+    if (index) status = check_index(l, index, n, file);
+    for (size_t i = 0; status == IO_OK && i < st_count(file); i++) {
         const st_tensor *t = st_at(file, i);
         uint64_t shape[ST_MAX_RANK];
         for (int d = 0; d < t->rank; d++) shape[d] = (uint64_t)t->shape[d];
@@ -93,7 +110,7 @@ static io_status list_safetensors(listing *l, const char *path)
     }
     l->files++;
     st_close(file);
-    return IO_OK;
+    return status;
 }
 
 /* "x-00003-of-00004.gguf" for part 2 of "x-00001-of-00004.gguf". */
@@ -145,18 +162,30 @@ static char *join(const char *folder, const char *name)
 
 static io_status list_index(listing *l, const char *path)
 {
-    ix_index *index;
+    ix_index *index = NULL;
     const char *name = base_name(path);
     char *folder = name == path ? strdup(".") : strndup(path, (size_t)(name - path));
     io_status status = folder ? ix_open(path, &index, &l->error) : no_memory(l);
     for (size_t i = 0; status == IO_OK && i < ix_files(index); i++) {
         char *file = join(folder, ix_file(index, i));
-        status = file ? list_safetensors(l, file) : no_memory(l);
+        status = file ? list_safetensors(l, file, index, i) : no_memory(l);
         free(file);
     }
-    if (folder) ix_close(index);
+    ix_close(index);
     free(folder);
     return status;
+}
+
+static io_status list_file(listing *l, const char *path)
+{
+    io_kind kind;
+    io_status status = io_sniff(path, &kind, &l->error);
+    if (status != IO_OK) return status;
+    switch (kind) {
+    case IO_JSON: return list_index(l, path);
+    case IO_GGUF: return list_gguf(l, path);
+    default: return list_safetensors(l, path, NULL, 0); /* which says what else it may be */
+    }
 }
 
 static int is_listable(const struct dirent *e)
@@ -169,7 +198,7 @@ static io_status list_if_container(listing *l, const char *path)
 {
     io_kind kind;
     if (io_sniff(path, &kind, &l->error) != IO_OK) return IO_OK;
-    if (kind == IO_SAFETENSORS) return list_safetensors(l, path);
+    if (kind == IO_SAFETENSORS) return list_safetensors(l, path, NULL, 0);
     return kind == IO_GGUF ? list_gguf(l, path) : IO_OK;
 }
 
@@ -185,18 +214,13 @@ static io_status list_names(listing *l, const char *folder, struct dirent **entr
     }
     if (status != IO_OK || l->files > 0) return status;
     snprintf(l->error.text, sizeof l->error.text,
-             "%.300s: no %s, and no file that is safetensors or GGUF", folder, INDEX);
+             "%.300s: no " INDEX ", and no file that is safetensors or GGUF", folder);
     return l->error.status = IO_E_OPEN;
 }
 
-static io_status list_folder(listing *l, const char *folder)
+/* Lists all containers of a folder. */
+static io_status list_all(listing *l, const char *folder)
 {
-    char *index = join(folder, INDEX);
-    if (!index) return no_memory(l);
-    bool has_index = access(index, F_OK) == 0;
-    io_status status = has_index ? list_index(l, index) : IO_OK;
-    free(index);
-    if (has_index) return status;
     struct dirent **entry;
     int n = scandir(folder, &entry, is_listable, alphasort);
     if (n < 0) {
@@ -204,23 +228,32 @@ static io_status list_folder(listing *l, const char *folder)
                  strerror(errno));
         return l->error.status = IO_E_OPEN;
     }
-    status = list_names(l, folder, entry, n);
+    io_status status = list_names(l, folder, entry, n);
     for (int i = 0; i < n; i++) free(entry[i]);
     free(entry);
     return status;
 }
 
-static io_status list(listing *l, const char *path)
+static io_status list_folder(listing *l, const char *folder)
+{
+    static const char *const MODELS[] = {INDEX, "model.safetensors", "model.gguf"};
+    for (size_t i = 0; i < sizeof MODELS / sizeof MODELS[0]; i++) {
+        char *path = join(folder, MODELS[i]);
+        if (!path) return no_memory(l);
+        bool there = access(path, F_OK) == 0;
+        io_status status = there ? list_file(l, path) : IO_OK;
+        free(path);
+        if (there) return status;
+    }
+    return list_all(l, folder);
+}
+
+static io_status list_path(listing *l, const char *path)
 {
     io_kind kind;
     io_status status = io_sniff(path, &kind, &l->error);
     if (status != IO_OK) return status;
-    switch (kind) {
-    case IO_DIRECTORY: return list_folder(l, path);
-    case IO_JSON: return list_index(l, path);
-    case IO_GGUF: return list_gguf(l, path);
-    default: return list_safetensors(l, path); /* which says what is wrong, if it is neither */
-    }
+    return kind == IO_DIRECTORY ? list_folder(l, path) : list_file(l, path);
 }
 
 /* ---- printing -------------------------------------------------------------------------------- */
@@ -247,7 +280,7 @@ int inspect_tensors(const cli *c, const char *path)
     listing l = {.json = c->json,
                  .table = {.titles = TITLES, .columns = sizeof TITLES / sizeof TITLES[0]}};
     if (l.json) l.tensors = json_array();
-    io_status status = list(&l, path);
+    io_status status = list_path(&l, path);
     int code = CLI_OK;
     if (status == IO_OK)
         code = print(&l, c, path);
