@@ -70,6 +70,9 @@ io_status st_read(const st_file *file, const st_tensor *t, void *dst, io_error *
 io_status st_read_part(const st_file *file, const st_tensor *t, size_t from, size_t n, void *dst,
                        io_error *error);
 
+/* Tells the system that these bytes are going to be read soon. */
+void st_will_need(const st_file *file, const st_tensor *t, size_t from, size_t n);
+
 const char *st_dtype_name(st_dtype dtype); /* "BF16"; NULL if out of range */
 size_t st_dtype_bits(st_dtype dtype);      /* 4 for F4, 6 for F6_*, ...; 0 if out of range */
 
