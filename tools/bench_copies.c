@@ -34,13 +34,13 @@ static int pack_copy(const origin *o, const moe_experts **packed)
 static int load_copy(const origin *o, moe_layer **loaded, const moe_experts **packed)
 {
     moe_block_args args;
-    int code = model_load(o->model, o->layer, MOE_PACK_PLAIN, o->context, loaded, o->error);
+    int code = cli_model_load(o->model, o->layer, MOE_PACK_PLAIN, o->context, loaded, o->error);
     if (code != CLI_OK) return code;
     moe_status status = moe_layer_args(*loaded, &args);
     *packed = args.experts.experts;
     if (status == MOE_OK) return CLI_OK;
     moe_layer_free(*loaded);
-    return model_failure(o->error, status);
+    return cli_model_failure(o->error, status);
 }
 
 /* One more, in room that was made for it. */
@@ -92,15 +92,15 @@ int bench_layer_load(bench_layer *l, moe_context *context, const moe_model *mode
                      const moe_layer_info *info, size_t working_set, cli_error *error)
 {
     origin o = {.context = context, .model = model, .layer = info->layer, .error = error};
-    char words[MODEL_WORDS];
+    char words[CLI_MODEL_WORDS];
     moe_block_args args;
     *l = (bench_layer){.source_bytes = (double)info->bytes};
-    model_format_words(info, words);
+    cli_model_format_words(info, words);
     snprintf(l->weights, sizeof l->weights, "%.60s", words);
     int code = make_copies(l, &o, working_set);
     if (code != CLI_OK) return code;
     moe_status status = moe_layer_args(l->loaded[0], &args);
-    if (status != MOE_OK) return model_failure(error, status);
+    if (status != MOE_OK) return cli_model_failure(error, status);
     l->call = args.experts;
     l->call.expert_affinities_scaling_mode = info->scaling;
     return CLI_OK;

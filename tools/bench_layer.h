@@ -4,7 +4,7 @@
 #ifndef MOE_BENCH_LAYER_H
 #define MOE_BENCH_LAYER_H
 
-#include "model.h"
+#include "cli_model.h"
 #include "shapes.h"
 #include "team.h"
 

@@ -9,12 +9,12 @@
 
 #include <stdio.h>
 
-static const char *activation_words(const bench_plan *p, char text[MODEL_WORDS])
+static const char *activation_words(const bench_plan *p, char text[CLI_MODEL_WORDS])
 {
     if (p->model)
-        model_activation_words(&p->layer, text);
+        cli_model_activation_words(&p->layer, text);
     else
-        snprintf(text, MODEL_WORDS, "%s", shape_activation_name(p->shape.activation));
+        snprintf(text, CLI_MODEL_WORDS, "%s", shape_activation_name(p->shape.activation));
     return text;
 }
 
@@ -23,7 +23,7 @@ static const char *activation_words(const bench_plan *p, char text[MODEL_WORDS])
 void bench_print_head(const bench *b)
 {
     const shape *s = &b->plan.shape;
-    char cpu[256], huge[32], activation[MODEL_WORDS];
+    char cpu[256], huge[32], activation[CLI_MODEL_WORDS];
     machine_cpu(cpu, sizeof cpu);
     machine_huge_pages(huge, sizeof huge);
     printf("%s: H %lld, I %lld, E %lld, K %lld, %s%s; act %s, routing %s\n", s->name,
@@ -164,13 +164,13 @@ static json_t *model_json(const bench_plan *p)
 {
     if (!p->model) return json_null();
     return json_pack("{s:o, s:o}", "path", cli_json_text(p->model_path), "layer",
-                     model_layer_json(&p->layer));
+                     cli_model_layer_json(&p->layer));
 }
 
 json_t *bench_json(const bench *b)
 {
     const bench_plan *p = &b->plan;
-    char activation[MODEL_WORDS];
+    char activation[CLI_MODEL_WORDS];
     json_t *results = json_array(), *layers = json_array();
     for (size_t f = 0; f < p->n_formats; f++) {
         json_array_append_new(layers, layer_json(b, f));

@@ -28,7 +28,7 @@ static const char HELP[] =
     "      --list-shapes    print the models, and end\n"
     "      --model PATH     a model: a folder, an index, a safetensors or GGUF file, or what moe-tkg\n"
     "                       pack wrote; --layer N: of it the layer of this number\n"
-    MODEL_HELP_CONFIG
+    CLI_MODEL_HELP
     "      --experts N      hold N of the E experts; at least K\n"
     "      --weights LIST   of bf16, bf16-lossless, fp16, fp8-row, fp8-static, mxfp8 and mxfp4\n"
     "                       (default: mxfp4 for gpt-oss, else bf16)\n"
@@ -291,8 +291,8 @@ static int open_model(command *m)
     bench_plan *p = &m->plan;
     moe_model_info info = {.struct_size = sizeof info};
     cli_error error;
-    int code = model_open(p->model_path, m->config, &m->model, &error);
-    if (code == CLI_OK) code = model_find(m->model, m->layer, &p->layer, &error);
+    int code = cli_model_open(p->model_path, m->config, &m->model, &error);
+    if (code == CLI_OK) code = cli_model_find(m->model, m->layer, &p->layer, &error);
     if (code != CLI_OK) return cli_report(&m->cli, &error);
     p->model = m->model;
     const moe_layer_info *l = &p->layer;

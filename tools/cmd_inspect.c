@@ -20,7 +20,7 @@ static const char HELP[] =
     "one token at a time.  PATH: a folder, an index (model.safetensors.index.json), a safetensors or\n"
     "GGUF file (the first of a split), or a folder that moe-tkg pack wrote.  Reads no weights.\n"
     "\n"
-    MODEL_HELP_CONFIG
+    CLI_MODEL_HELP
     "      --tensors        list the tensors of any sound file or folder, model or not: name, type,\n"
     "                       shape (of GGUF: fastest first), bytes, file\n"
     "      --no-measure     do not measure how fast memory is read\n"

@@ -3,7 +3,7 @@
  *
  * Owns the order: one layer at a time is in memory, and each that was written stays whatever comes
  * of the next. */
-#include "model.h"
+#include "cli_model.h"
 #include "table.h"
 #include "team.h"
 
@@ -22,7 +22,7 @@ static const char HELP[] =
     "      --out DIR        the folder; made if it is not there\n"
     "      --layer N        one layer, by its number (default: all)\n"
     "      --lossless       bf16 experts in about 12 bits a weight, without loss\n"
-    MODEL_HELP_CONFIG
+    CLI_MODEL_HELP
     "      --threads N      threads; 0, the default: as many as the process may use\n"
     CLI_HELP_PLAIN
     "\n"
@@ -102,7 +102,7 @@ static int save(command *m, const moe_layer *layer, packed *p)
     moe_status status = moe_layer_save(layer, m->out);
     p->save_seconds = team_seconds() - begin;
     if (status == MOE_OK) status = moe_layer_args(layer, &args);
-    if (status != MOE_OK) return model_failure(&m->error, status);
+    if (status != MOE_OK) return cli_model_failure(&m->error, status);
     p->bytes = packed_bytes(args.experts.experts) + packed_bytes(args.shared);
     return CLI_OK;
 }
@@ -113,7 +113,7 @@ static int pack_layer(command *m, const moe_layer_info *info)
     packed *p = &m->done[m->n];
     *p = (packed){.info = *info};
     double begin = team_seconds();
-    int code = model_load(m->model, info->layer, m->packing, m->context, &layer, &m->error);
+    int code = cli_model_load(m->model, info->layer, m->packing, m->context, &layer, &m->error);
     if (code != CLI_OK) return code;
     p->load_seconds = team_seconds() - begin;
     code = save(m, layer, p);
@@ -124,14 +124,14 @@ static int pack_layer(command *m, const moe_layer_info *info)
 
 static int pack(command *m)
 {
-    int code = model_open(m->path, m->config, &m->model, &m->error);
-    if (code == CLI_OK) code = model_layers(m->model, &m->info, &m->all, &m->error);
+    int code = cli_model_open(m->path, m->config, &m->model, &m->error);
+    if (code == CLI_OK) code = cli_model_layers(m->model, &m->info, &m->all, &m->error);
     if (code != CLI_OK) return code;
     m->done = calloc((size_t)m->info.moe_layers + 1, sizeof *m->done);
     if (!m->done) return cli_fail(&m->error, CLI_FAILED, "out of memory");
     moe_layer_info one;
     if (m->layer >= 0) {
-        code = model_find(m->model, m->layer, &one, &m->error);
+        code = cli_model_find(m->model, m->layer, &one, &m->error);
         return code == CLI_OK ? pack_layer(m, &one) : code;
     }
     for (int64_t i = 0; code == CLI_OK && i < m->info.moe_layers; i++)

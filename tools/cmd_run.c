@@ -3,7 +3,7 @@
  *
  * Owns the command line, which --model tells apart, and the file that is written: one tensor
  * without metadata, so that equal results are equal files. */
-#include "model.h"
+#include "cli_model.h"
 #include "run.h"
 
 #include <stdio.h>
@@ -35,7 +35,7 @@ static const char HELP[] =
     "      --hidden-dtype D compute on hidden rounded to bf16, fp16 (or f16) or f32 (default: as the\n"
     "                       file has it).  The intermediate is rounded likewise\n"
     "      --output-dtype D bf16, fp16 (or f16) or f32 (default)\n"
-    MODEL_HELP_CONFIG
+    CLI_MODEL_HELP
     "\n"
     "Both:\n"
     "\n"

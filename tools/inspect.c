@@ -11,9 +11,9 @@
 
 int inspect_open(inspection *in, const char *config, cli_error *error)
 {
-    int code = model_open(in->path, config, &in->model, error);
+    int code = cli_model_open(in->path, config, &in->model, error);
     if (code != CLI_OK) return code;
-    code = model_layers(in->model, &in->info, &in->layer, error);
+    code = cli_model_layers(in->model, &in->info, &in->layer, error);
     if (code != CLI_OK) inspect_close(in);
     return code;
 }
@@ -38,8 +38,8 @@ static sums sum_up(const inspection *in)
     sums s = {0};
     for (int64_t i = 0; i < in->info.moe_layers; i++) {
         s.bytes += (double)in->layer[i].bytes;
-        s.token_expert_bytes += model_token_expert_bytes(&in->layer[i]);
-        s.token_bytes += model_token_bytes(&in->layer[i]);
+        s.token_expert_bytes += cli_model_token_expert_bytes(&in->layer[i]);
+        s.token_bytes += cli_model_token_bytes(&in->layer[i]);
     }
     if (in->gbps > 0 && s.token_bytes > 0) s.tokens_per_second = 1e9 * in->gbps / s.token_bytes;
     return s;
@@ -67,7 +67,7 @@ enum { COLUMNS = sizeof TITLES / sizeof TITLES[0] };
 /* Layers first, first + step, ... last. */
 static void add_row(table *t, const moe_layer_info *l, int64_t last, int64_t step)
 {
-    char words[MODEL_WORDS];
+    char words[CLI_MODEL_WORDS];
     if (last == l->layer)
         table_cell(t, "%lld", (long long)last);
     else if (step == 1)
@@ -78,17 +78,17 @@ static void add_row(table *t, const moe_layer_info *l, int64_t last, int64_t ste
     table_cell(t, "%lld", (long long)l->I);
     table_cell(t, "%lld", (long long)l->E);
     table_cell(t, "%lld", (long long)l->K);
-    model_format_words(l, words);
+    cli_model_format_words(l, words);
     table_cell(t, "%s%s", words, l->has_bias ? ", biases" : "");
-    model_activation_words(l, words);
+    cli_model_activation_words(l, words);
     table_cell(t, "%s", words);
-    model_router_words(l, words);
+    cli_model_router_words(l, words);
     table_cell(t, "%s", words);
-    model_shared_words(l, words);
+    cli_model_shared_words(l, words);
     table_cell(t, "%s", words);
     table_cell(t, "%.1f", 1e-6 * (double)l->bytes);
     table_cell(t, "%.2f", 1e-6 * (double)l->expert_bytes);
-    table_cell(t, "%.1f", 1e-6 * model_token_expert_bytes(l));
+    table_cell(t, "%.1f", 1e-6 * cli_model_token_expert_bytes(l));
 }
 
 /* Whether the same is said of two layers but for their numbers. */
@@ -96,7 +96,7 @@ static bool alike(const moe_layer_info *a, const moe_layer_info *b)
 {
     moe_layer_info renumbered = *b;
     renumbered.layer = a->layer;
-    json_t *x = model_layer_json(a), *y = model_layer_json(&renumbered);
+    json_t *x = cli_model_layer_json(a), *y = cli_model_layer_json(&renumbered);
     bool same = json_equal(x, y);
     json_decref(x);
     json_decref(y);
@@ -150,7 +150,7 @@ int inspect_print_json(const inspection *in, const cli *c)
     sums s = sum_up(in);
     json_t *layers = json_array();
     for (int64_t i = 0; i < in->info.moe_layers; i++)
-        json_array_append_new(layers, model_layer_json(&in->layer[i]));
+        json_array_append_new(layers, cli_model_layer_json(&in->layer[i]));
     json_t *gbps = in->gbps > 0 ? cli_json_real(in->gbps) : json_null();
     json_t *rate = s.tokens_per_second > 0 ? cli_json_real(s.tokens_per_second) : json_null();
     return cli_print_json(c, json_pack("{s:o, s:s, s:s, s:I, s:o, s:o, s:o, s:o, s:o, s:b, s:o}", //

@@ -3,7 +3,7 @@
 #ifndef MOE_INSPECT_H
 #define MOE_INSPECT_H
 
-#include "model.h"
+#include "cli_model.h"
 
 typedef struct inspection {
     const char *path;

@@ -3,7 +3,7 @@
 #ifndef MOE_RUN_INPUT_H
 #define MOE_RUN_INPUT_H
 
-#include "model.h"
+#include "cli_model.h"
 #include "run.h"
 
 typedef struct run_input {

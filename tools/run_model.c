@@ -4,7 +4,7 @@
  * Owns the file's tensors, and the splitting of many tokens into calls, which does not change a
  * bit.  Refuses a whole block whose router is not the library's. */
 #include "case.h"
-#include "model.h"
+#include "cli_model.h"
 #include "run.h"
 #include "run_input.h"
 
@@ -77,7 +77,7 @@ static int compute(run *r)
     moe_block_args args;
     int64_t T = r->output.shape[0], done = 0;
     moe_status status = moe_layer_args(r->layer, &args);
-    if (status != MOE_OK) return model_failure(&r->error, status);
+    if (status != MOE_OK) return cli_model_failure(&r->error, status);
     do { /* no token is a call too, which is checked like others */
         int64_t n = T - done < CALL_TOKENS ? T - done : CALL_TOKENS;
         status = call(r, &args, done, n);
@@ -101,13 +101,13 @@ static int write_output(run *r)
 static int run_steps(run *r)
 {
     const run_job *j = r->job;
-    int code = model_open(j->model, j->config, &r->model, &r->error);
-    if (code == CLI_OK) code = model_find(r->model, j->layer, &r->info, &r->error);
+    int code = cli_model_open(j->model, j->config, &r->model, &r->error);
+    if (code == CLI_OK) code = cli_model_find(r->model, j->layer, &r->info, &r->error);
     if (code == CLI_OK) code = check_router(r);
     if (code == CLI_OK) code = run_input_read(j, &r->info, &r->input, &r->error);
     if (code == CLI_OK) code = make_output(r);
     if (code == CLI_OK)
-        code = model_load(r->model, j->layer, MOE_PACK_PLAIN, r->context, &r->layer, &r->error);
+        code = cli_model_load(r->model, j->layer, MOE_PACK_PLAIN, r->context, &r->layer, &r->error);
     if (code == CLI_OK) code = compute(r);
     return code == CLI_OK ? write_output(r) : code;
 }

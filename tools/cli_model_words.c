@@ -1,20 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* model_words.c - a layer in words and as JSON.
+/* cli_model_words.c - a layer in words and as JSON.
  *
  * Owns the names: keys of the JSON stay what they are, since others read them. */
-#include "model.h"
+#include "cli_model.h"
 
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
 
-/* Appends to a text of MODEL_WORDS bytes, as much as fits. */
+/* Appends to a text of CLI_MODEL_WORDS bytes, as much as fits. */
 __attribute__((format(printf, 2, 3))) static void add(char *text, const char *format, ...)
 {
     size_t n = strlen(text);
     va_list list;
     va_start(list, format);
-    vsnprintf(text + n, MODEL_WORDS - n, format, list);
+    vsnprintf(text + n, CLI_MODEL_WORDS - n, format, list);
     va_end(list);
 }
 
@@ -31,14 +31,14 @@ static const char *score_name(moe_router_score s)
     return (size_t)s < sizeof NAMES / sizeof NAMES[0] ? NAMES[s] : "unknown";
 }
 
-void model_format_words(const moe_layer_info *l, char text[MODEL_WORDS])
+void cli_model_format_words(const moe_layer_info *l, char text[CLI_MODEL_WORDS])
 {
     text[0] = '\0';
     add(text, "%s", l->gate_up_format);
     if (strcmp(l->gate_up_format, l->down_format) != 0) add(text, "/%s", l->down_format);
 }
 
-void model_activation_words(const moe_layer_info *l, char text[MODEL_WORDS])
+void cli_model_activation_words(const moe_layer_info *l, char text[CLI_MODEL_WORDS])
 {
     text[0] = '\0';
     add(text, "%s", activation_name(l->activation));
@@ -58,7 +58,7 @@ void model_activation_words(const moe_layer_info *l, char text[MODEL_WORDS])
         add(text, ", activated <= %g", (double)l->act_clamp_upper_limit.value);
 }
 
-void model_router_words(const moe_layer_info *l, char text[MODEL_WORDS])
+void cli_model_router_words(const moe_layer_info *l, char text[CLI_MODEL_WORDS])
 {
     text[0] = '\0';
     if (l->foreign_router) {
@@ -81,7 +81,7 @@ void model_router_words(const moe_layer_info *l, char text[MODEL_WORDS])
     if (l->scaling == MOE_INPUT_SCALE) add(text, ", on the input");
 }
 
-void model_shared_words(const moe_layer_info *l, char text[MODEL_WORDS])
+void cli_model_shared_words(const moe_layer_info *l, char text[CLI_MODEL_WORDS])
 {
     text[0] = '\0';
     if (l->shared_I == 0) {
@@ -111,7 +111,7 @@ static json_t *router_json(const moe_layer_info *l)
                      "selection_bias", l->has_selection_bias);
 }
 
-json_t *model_layer_json(const moe_layer_info *l)
+json_t *cli_model_layer_json(const moe_layer_info *l)
 {
     json_t *shared = l->shared_I == 0 ? json_null()
                                       : json_pack("{s:I, s:s, s:b}",            //
@@ -143,17 +143,17 @@ json_t *model_layer_json(const moe_layer_info *l)
         "shared", shared,                                                              //
         "bytes", (json_int_t)l->bytes,                                                 //
         "expert_bytes", (json_int_t)l->expert_bytes,                                   //
-        "token_expert_bytes", cli_json_real(model_token_expert_bytes(l)),              //
-        "token_bytes", cli_json_real(model_token_bytes(l)));
+        "token_expert_bytes", cli_json_real(cli_model_token_expert_bytes(l)),          //
+        "token_bytes", cli_json_real(cli_model_token_bytes(l)));
 }
 
-double model_token_expert_bytes(const moe_layer_info *l)
+double cli_model_token_expert_bytes(const moe_layer_info *l)
 {
     return (double)l->K * (double)l->expert_bytes;
 }
 
-double model_token_bytes(const moe_layer_info *l)
+double cli_model_token_bytes(const moe_layer_info *l)
 {
     double others = (double)l->bytes - (double)l->E * (double)l->expert_bytes;
-    return model_token_expert_bytes(l) + (others > 0 ? others : 0);
+    return cli_model_token_expert_bytes(l) + (others > 0 ? others : 0);
 }
