@@ -121,7 +121,8 @@ static void print_rate(const inspection *in, const sums *s)
     double shared = s->token_bytes - s->token_expert_bytes;
     printf("\nA token reads %.1f MB of experts", 1e-6 * s->token_expert_bytes);
     if (shared > 0) printf(", and %.1f MB of routers and shared experts", 1e-6 * shared);
-    printf(", in %lld layers.\n", (long long)in->info.moe_layers);
+    printf(", in %lld layer%s.\n", (long long)in->info.moe_layers,
+           in->info.moe_layers == 1 ? "" : "s");
     if (s->tokens_per_second == 0) return;
     printf("%s %.1f GB/s: at most %.1f tokens/s for all of them, one token at a time.\n",
            in->measured ? "This machine's memory is read at" : "At", in->gbps,
