@@ -10,13 +10,11 @@
 
 #include <cmocka.h>
 
-#include <moe_tkg_io.h>
-
 #include "io/safetensors.h"
+#include "layer_file.h"
 #include "tiny_model.h"
 #include "tool_call.h"
 
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -38,111 +36,11 @@ static int remove_folder(void **state)
     return 0;
 }
 
-/* ---- files ----------------------------------------------------------------------------------- */
-
-/* A tensor read whole: data to be freed. */
-typedef struct whole {
-    st_tensor tensor;
-    void *data;
-} whole;
-
-static whole read_whole(const char *path, const char *name)
-{
-    io_error error;
-    st_file *file;
-    if (st_open(path, &file, &error) != IO_OK) fail_msg("%s", error.text);
-    const st_tensor *t = st_find(file, name);
-    if (!t) fail_msg("%s has no %s", path, name);
-    whole w = {.tensor = *t, .data = malloc(t->bytes + 1)};
-    assert_int_equal(st_read(file, t, w.data, &error), IO_OK);
-    st_close(file);
-    w.tensor.name = NULL;
-    return w;
-}
-
 static void write_tensors(const char *path, const st_tensor *tensor, const void *const *data,
                           size_t n)
 {
     io_error error;
     if (st_write(path, tensor, data, n, NULL, NULL, 0, &error) != IO_OK) fail_msg("%s", error.text);
-}
-
-/* ---- what the library gives ------------------------------------------------------------------ */
-
-typedef struct wanted {
-    moe_dtype hidden, output; /* hidden: what the f32 of the file become first */
-    moe_act_mode act;
-    bool experts_only;
-} wanted;
-
-/* To the nearest, ties to even, by comparing the two neighbours. */
-static uint16_t nearest_bf16(float value)
-{
-    uint32_t bits, up;
-    float low, high;
-    memcpy(&bits, &value, sizeof bits);
-    bits &= 0xffff0000u;
-    up = bits + 0x10000u;
-    memcpy(&low, &bits, sizeof low);
-    memcpy(&high, &up, sizeof high);
-    double below = fabs((double)value - (double)low), above = fabs((double)high - (double)value);
-    bool takes_high = above < below || (above == below && (up >> 16 & 1) == 0);
-    return (uint16_t)((takes_high ? up : bits) >> 16);
-}
-
-static void convert(void *data, size_t n, moe_dtype dtype)
-{
-    if (dtype == MOE_F32) return;
-    for (size_t i = 0; i < n; i++) {
-        float value;
-        memcpy(&value, (char *)data + 4 * i, sizeof value);
-        uint16_t half = nearest_bf16(value);
-        memcpy((char *)data + 2 * i, &half, sizeof half);
-    }
-}
-
-/* One call for each token, which gives the bits of any other splitting. */
-static void *compute(const char *model_path, int64_t layer, const char *hidden_path,
-                     const wanted *w, size_t *bytes)
-{
-    moe_model *model;
-    moe_layer *loaded;
-    moe_block_args args;
-    moe_layer_info info = {.struct_size = sizeof info};
-    whole hidden = read_whole(hidden_path, "hidden"), ids = {0}, weights = {0};
-    int64_t T = hidden.tensor.shape[0], H = hidden.tensor.shape[1];
-    assert_int_equal(moe_model_open(model_path, NULL, &model), MOE_OK);
-    assert_int_equal(moe_model_load(model, layer, NULL, NULL, &loaded), MOE_OK);
-    moe_model_close(model);
-    assert_int_equal(moe_layer_args(loaded, &args), MOE_OK);
-    assert_int_equal(moe_layer_describe(loaded, &info), MOE_OK);
-    if (w->experts_only) ids = read_whole(hidden_path, "topk_ids");
-    if (w->experts_only) weights = read_whole(hidden_path, "topk_weights");
-    convert(hidden.data, (size_t)(T * H), w->hidden);
-    size_t row = moe_dtype_size(w->output) * (size_t)H, from = moe_dtype_size(w->hidden);
-    char *output = malloc((size_t)T * row + 1);
-    for (int64_t t = 0; t < T; t++) {
-        moe_tensor x = moe_tensor_2d((char *)hidden.data + (size_t)(t * H) * from, w->hidden, 1, H);
-        moe_tensor index = moe_tensor_2d((int32_t *)ids.data + t * info.K, MOE_I32, 1, info.K);
-        moe_tensor affinity = moe_tensor_2d((float *)weights.data + t * info.K, MOE_F32, 1, info.K);
-        moe_block_args one = args;
-        one.experts.hidden_input = &x;
-        one.experts.output_dtype = w->output;
-        one.experts.act_mode = w->act;
-        one.experts.expert_affinities_scaling_mode = info.scaling;
-        if (w->experts_only) one.experts.expert_index = &index;
-        if (w->experts_only) one.experts.expert_affinities_eager = &affinity;
-        char *at = output + (size_t)t * row;
-        moe_status status =
-            w->experts_only ? moe_tkg(NULL, &one.experts, at, row) : moe_block(NULL, &one, at, row);
-        if (status != MOE_OK) fail_msg("%s", moe_last_error());
-    }
-    assert_int_equal(moe_layer_free(loaded), MOE_OK);
-    free(hidden.data);
-    free(ids.data);
-    free(weights.data);
-    *bytes = (size_t)T * row;
-    return output;
 }
 
 static void expect_output(const char *path, moe_dtype dtype, const void *bits, size_t bytes)
@@ -163,7 +61,7 @@ static void expect_same(const char *model, int64_t layer, const char *hidden, co
 {
     size_t bytes;
     char out[128];
-    void *bits = compute(model, layer, hidden, w, &bytes);
+    void *bits = layer_compute(model, layer, hidden, w, &bytes);
     snprintf(out, sizeof out, "%s/out.safetensors", folder);
     tool_expect(0, NULL, "run --model %s --layer %lld --hidden %s --out %s%s %s", model,
                 (long long)layer, hidden, out, w->experts_only ? " --experts-only" : "", options);
