@@ -127,16 +127,12 @@ static void test_rows(void **state)
     assert_non_null(strstr(r.out, "| softmax, top 2, normalised |"));
     assert_null(strstr(r.out, "tokens/s"));
     tool_free(&r);
-    write_text("other.json",
-               "{\"model_type\": \"qwen3_moe\", \"hidden_size\": 64, \"num_hidden_layers\": 3, "
-               "\"hidden_act\": \"silu\", \"moe_intermediate_size\": 32, \"num_experts\": 4, "
-               "\"num_experts_per_tok\": 1, \"norm_topk_prob\": false, "
-               "\"decoder_sparse_step\": 1, \"mlp_only_layers\": [1]}");
-    r = tool_call("inspect --bandwidth 1 --config %s/other.json %s", folder, folder);
+    tiny_model_write(TINY_SPARSE, folder, -1);
+    r = tool_call("inspect --bandwidth 1 %s", folder);
     assert_int_equal(r.code, 0);
-    assert_non_null(strstr(r.out, "3 layers, 2 of them with experts"));
-    assert_non_null(strstr(r.out, "\n| 0-2 by 2 "));
-    assert_non_null(strstr(r.out, "| softmax, top 1 |"));
+    assert_non_null(strstr(r.out, "5 layers, 2 of them with experts"));
+    assert_non_null(strstr(r.out, "\n| 1-3 by 2 "));
+    assert_non_null(strstr(r.out, "| softmax, top 2 |"));
     assert_non_null(strstr(r.out, "At 1.0 GB/s: at most "));
     tool_free(&r);
     tiny_model_write(TINY_LLAMA4, folder, -1);
@@ -173,6 +169,7 @@ static void test_inspect_refused(void **state)
     tool_expect(0, NULL, "inspect --tensors %s", folder);
     tiny_model_write(TINY_QWEN3, folder, -1);
     tool_expect(2, "/missing", "inspect --config /missing %s", folder);
+    tool_expect(0, NULL, "inspect --no-measure --config %s/config.json %s", folder, folder);
     write_text("config.json", "{");
     tool_expect(2, "config.json", "inspect %s", folder);
     write_text("config.json", "{\"model_type\": \"wonder\\u001b[2J\"}");
@@ -199,7 +196,7 @@ static void test_tensors(void **state)
     tool_result r = tool_call("inspect --tensors %s/model.safetensors", folder);
     assert_int_equal(r.code, 0);
     assert_non_null(strstr(r.out, "| model.layers.2.mlp.gate.weight"));
-    assert_non_null(strstr(r.out, "| BF16 | [4, 64] |   512 | model.safetensors |"));
+    assert_non_null(strstr(r.out, "| BF16 | [4, 64]  |   512 | model.safetensors |"));
     assert_non_null(strstr(r.out, "\n39 tensors, "));
     tool_free(&r);
 }

@@ -34,9 +34,15 @@ static const char PHIMOE[] =
     "\"intermediate_size\": 32, \"num_local_experts\": 4, \"num_experts_per_tok\": 2, "
     "\"router_jitter_noise\": 0.01}\n";
 
+static const char SPARSE[] =
+    "{\"model_type\": \"qwen3_moe\", \"hidden_size\": 64, \"num_hidden_layers\": 5, "
+    "\"hidden_act\": \"silu\", \"moe_intermediate_size\": 32, \"num_experts\": 4, "
+    "\"num_experts_per_tok\": 2, \"norm_topk_prob\": false}\n";
+
 int64_t tiny_layers(tiny_family family)
 {
-    return family == TINY_QWEN3 ? 3 : family == TINY_LLAMA4 ? 2 : 1;
+    static const int64_t LAYERS[] = {3, 2, 1, 5};
+    return LAYERS[family];
 }
 
 int64_t tiny_K(tiny_family family)
@@ -158,6 +164,7 @@ int tiny_model_write(tiny_family family, const char *folder, int leave_out)
     maker m = {.state = rng_stream(1, (uint64_t)family)};
     char path[512];
     for (int64_t l = 0; l < tiny_layers(family); l++) {
+        if (family == TINY_SPARSE && l % 2 == 0) continue;
         if (family == TINY_LLAMA4)
             add_llama4(&m, l);
         else if (family == TINY_PHIMOE)
@@ -168,7 +175,8 @@ int tiny_model_write(tiny_family family, const char *folder, int leave_out)
     int n = m.n;
     snprintf(path, sizeof path, "%s/model.safetensors", folder);
     finish(&m, path, leave_out);
-    write_text(folder, family == TINY_QWEN3 ? QWEN3 : family == TINY_LLAMA4 ? LLAMA4 : PHIMOE);
+    static const char *const CONFIGS[] = {QWEN3, LLAMA4, PHIMOE, SPARSE};
+    write_text(folder, CONFIGS[family]);
     return n;
 }
 

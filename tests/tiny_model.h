@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* tiny_model.h - checkpoints of a few KiB with random weights, in the layouts of three families. */
+/* tiny_model.h - checkpoints of a few KiB with random weights, as three families have them. */
 #ifndef MOE_TEST_TINY_MODEL_H
 #define MOE_TEST_TINY_MODEL_H
 
@@ -8,7 +8,8 @@
 typedef enum tiny_family {
     TINY_QWEN3,  /* three layers; its router is the library's */
     TINY_LLAMA4, /* two layers; weights multiply the input; a shared expert */
-    TINY_PHIMOE  /* one layer; its router is not the library's */
+    TINY_PHIMOE, /* one layer; its router is not the library's */
+    TINY_SPARSE  /* as QWEN3, five layers: 1 and 3 have experts */
 } tiny_family;
 
 enum { TINY_H = 64, TINY_I = 32, TINY_E = 4 };
