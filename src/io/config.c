@@ -46,7 +46,8 @@ static bool is_list(const node *n)
 /* ---- reading --------------------------------------------------------------------------------- */
 
 /* How many values and members the text holds at most: a value is the first, or stands behind a
- * bracket that opens or a comma, and a member has a colon. */
+ * bracket that opens or a comma, and a member has a colon and five bytes, "":0 and a comma.  One
+ * more member may begin. */
 static bool make_room(cfg_file *c)
 {
     size_t values = 1, members = 0;
@@ -61,7 +62,7 @@ static bool make_room(cfg_file *c)
             i++;
         }
     }
-    if (members > values) members = values; /* no JSON */
+    if (members > c->size / 5) members = c->size / 5; /* it is no JSON */
     c->nodes = malloc(values * sizeof *c->nodes);
     c->members = malloc((members + 1) * sizeof *c->members);
     return c->nodes && c->members;
