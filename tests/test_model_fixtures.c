@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Layers of tiny checkpoints in published layouts, through the library: described as their cases say,
- * and computed within the bound that f32 allows. */
-#include <math.h>
+ * and computed within the proven bound of f32. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -158,24 +157,6 @@ static void described(void **state)
 
 /* ---- results --------------------------------------------------------------------------------- */
 
-/* The largest |got - expected| in units of its bound, which must be below 1. */
-static void within(const char *what, const fixture_case *c, const float *got,
-                   const double *expected, const double *bound)
-{
-    double worst = 0, largest = 0, widest = 0;
-    for (size_t i = 0; i < (size_t)(c->T * c->H); i++) {
-        /* ... and the rounding of the output itself */
-        double limit = bound[i] + 0x1p-24 * fabs(expected[i]);
-        double error = fabs((double)got[i] - expected[i]) / limit;
-        worst = error > worst || isnan(error) ? error : worst;
-        largest = fmax(largest, fabs(expected[i]));
-        widest = fmax(widest, bound[i]);
-    }
-    if (!(worst <= 1)) fail_msg("%s, T = %lld: %g times the bound", what, (long long)c->T, worst);
-    /* Mistakes are larger than 0.08 (tests/fixtures/README.md): a bound that forgave one would be none. */
-    if (!(widest < 1e-3 * largest)) fail_msg("%s: a bound of %g", what, widest / largest);
-}
-
 static void run_experts(const char *name, const moe_layer *layer, const fixture_case *c,
                         const model_bounds *b)
 {
@@ -193,7 +174,7 @@ static void run_experts(const char *name, const moe_layer *layer, const fixture_
     float *output = malloc(bytes);
     moe_status s = moe_tkg(NULL, &args, output, bytes);
     if (s != MOE_OK) fail_msg("%s: %s", name, moe_last_error());
-    within(name, c, output, c->experts, b->experts);
+    model_bound_expect(name, c, output, c->experts, b->experts);
     free(output);
 }
 
@@ -212,7 +193,7 @@ static void run_block(const char *name, const moe_layer *layer, const fixture_ca
     moe_status s = moe_block(NULL, &args, output, bytes);
     if (s != MOE_OK) fail_msg("%s: %s", name, moe_last_error());
     assert_memory_equal(ids, c->ids, (size_t)(c->T * c->K) * sizeof *ids);
-    within(name, c, output, c->block, b->block);
+    model_bound_expect(name, c, output, c->block, b->block);
     free(ids);
     free(output);
 }
