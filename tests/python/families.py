@@ -36,6 +36,27 @@ LINEAR = dict(
 )
 SIGMOID = dict(n_routed_experts=12, num_experts_per_tok=3, first_k_dense_replace=1, routed_scaling_factor=1.75)
 QWEN_VISION = dict(depth=1, hidden_size=16, intermediate_size=20, num_heads=2, out_hidden_size=56, patch_size=4)
+NEMOTRON = {
+    **SMALL,
+    "num_hidden_layers": None,
+    "layers_block_type": ["linear_attention", "moe", "full_attention", "moe"],
+    "intermediate_size": 36,
+    "moe_intermediate_size": 22,
+    "moe_shared_expert_intermediate_size": 52,
+    "head_dim": 8,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 8,
+    "ssm_state_size": 8,
+    "n_groups": 2,
+    "chunk_size": 8,
+    "use_mamba_kernels": False,
+    "n_routed_experts": 12,
+    "num_experts_per_tok": 3,
+    "routed_scaling_factor": 1.75,
+}
+
+
+LAYOUTS = "published", "fused"
 
 
 @dataclass
@@ -47,6 +68,7 @@ class Family:
     foreign: str = ""  # what the message says when a whole block is asked for
     within: dict = None  # the text model is text_config of this model, which has other parts of this config
     patch: dict = field(default_factory=dict)  # what is written over the saved config.json
+    layouts: tuple = LAYOUTS  # that save_pretrained can write
 
 
 def sizes(**more):
@@ -131,6 +153,10 @@ FAMILIES = {
         ),
         within=dict(vision_config=QWEN_VISION),
     ),
+    "qwen3.5-moe-square": Family(  # gate and up together are as wide as they are high
+        "Qwen3_5MoeTextConfig",
+        sizes(moe_intermediate_size=28, shared_expert_intermediate_size=28, num_experts=4, num_experts_per_tok=2, **LINEAR),
+    ),
     "qwen3-vl-moe": Family(
         "Qwen3VLMoeConfig",
         sizes(
@@ -162,6 +188,23 @@ FAMILIES = {
             head_dim=4,
             **MLA,
         ),
+    ),
+    "deepseek-v2-groups": Family(
+        "DeepseekV2Config",
+        sizes(
+            intermediate_size=36,
+            moe_intermediate_size=22,
+            n_routed_experts=12,
+            n_shared_experts=2,
+            num_experts_per_tok=4,
+            first_k_dense_replace=1,
+            head_dim=4,
+            topk_method="group_limited_greedy",
+            n_group=4,
+            topk_group=2,
+            **MLA,
+        ),
+        foreign="group",
     ),
     "deepseek-v3": Family(
         "DeepseekV3Config",
@@ -200,6 +243,25 @@ FAMILIES = {
             **MLA,
         ),
         patch=dict(model_type="kimi_k2"),
+    ),
+    "kimi-k2.5": Family(
+        "Kimi_K25Config",
+        sizes(
+            model_type="deepseek_v3",
+            intermediate_size=36,
+            moe_intermediate_size=22,
+            n_shared_experts=1,
+            n_group=1,
+            topk_group=1,
+            **SIGMOID,
+            **MLA,
+        ),
+        within=dict(
+            vision_config=dict(
+                hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20, patch_size=4, pos_emb_height=4, pos_emb_width=4
+            )
+        ),
+        layouts=("fused",),  # the names that it would have as published are not those of the published files
     ),
     "glm-4.5": Family(
         "Glm4MoeConfig", sizes(intermediate_size=36, moe_intermediate_size=22, n_shared_experts=1, head_dim=8, **SIGMOID)
@@ -280,25 +342,31 @@ FAMILIES = {
         block="",
         foreign="router",
     ),
-    "nemotron-h": Family(
-        "NemotronHConfig",
+    "gemma-4": Family(
+        "Gemma4Config",
         sizes(
-            num_hidden_layers=None,
-            layers_block_type=["linear_attention", "moe", "full_attention", "moe"],
             intermediate_size=36,
             moe_intermediate_size=22,
-            moe_shared_expert_intermediate_size=52,
             head_dim=8,
-            mamba_num_heads=4,
-            mamba_head_dim=8,
-            ssm_state_size=8,
-            n_groups=2,
-            chunk_size=8,
-            use_mamba_kernels=False,
-            **{k: v for k, v in SIGMOID.items() if k != "first_k_dense_replace"},
+            global_head_dim=8,
+            num_experts=9,
+            top_k_experts=3,
+            enable_moe_block=True,
+            vocab_size_per_layer_input=48,
+            hidden_size_per_layer_input=0,
+            layer_types=["sliding_attention", "full_attention"],
         ),
+        block="",
+        foreign="router",
+        within=dict(vision_config=None, audio_config=None),
+    ),
+    "nemotron-h": Family("NemotronHConfig", NEMOTRON, layer=3, block="mixer"),
+    "nemotron-h-pattern": Family(  # as it is published
+        "NemotronHConfig",
+        NEMOTRON,
         layer=3,
         block="mixer",
+        patch=dict(layers_block_type=None, layer_types=None, hybrid_override_pattern="ME*E"),
     ),
     "deepseek-v4": Family(
         "DeepseekV4Config",
@@ -399,6 +467,7 @@ def make(family, dtype, seed):
 class Seen:
     """What eager() saw: numpy arrays; block is None where transformers' block needs more than hidden states."""
 
+    hidden: object  # what the experts were given
     ids: object
     weights: object
     experts: object
@@ -440,7 +509,7 @@ def eager(model, family, hidden):
             scores = block.router(x)[0]
         weights, ids = scores.topk(block.top_k)
         kept["out"] = kept["out"].reshape(scores.shape[1], *x.shape).sum(0)
-    else:
-        _, ids, weights = kept["args"]
+        kept["args"] = x, ids, weights
+    given, ids, weights = kept["args"]
     array = lambda t: None if t is None else t.detach().numpy()
-    return Seen(ids.numpy(), array(weights.float()), array(kept["out"]), array(out))
+    return Seen(array(given), ids.numpy(), array(weights.float()), array(kept["out"]), array(out))
