@@ -105,7 +105,12 @@ FAMILIES = {
     "qwen3-moe": Family(
         "Qwen3MoeConfig",
         sizes(
-            intermediate_size=36, moe_intermediate_size=22, head_dim=8, num_experts=11, num_experts_per_tok=5, norm_topk_prob=True
+            intermediate_size=36,
+            moe_intermediate_size=22,
+            head_dim=8,
+            num_experts=11,
+            num_experts_per_tok=5,
+            norm_topk_prob=True,
         ),
     ),
     "qwen3-moe-plain": Family(  # decoder_sparse_step: every second layer
@@ -155,7 +160,9 @@ FAMILIES = {
     ),
     "qwen3.5-moe-square": Family(  # gate and up together are as wide as they are high
         "Qwen3_5MoeTextConfig",
-        sizes(moe_intermediate_size=28, shared_expert_intermediate_size=28, num_experts=4, num_experts_per_tok=2, **LINEAR),
+        sizes(
+            moe_intermediate_size=28, shared_expert_intermediate_size=28, num_experts=4, num_experts_per_tok=2, **LINEAR
+        ),
     ),
     "qwen3-vl-moe": Family(
         "Qwen3VLMoeConfig",
@@ -258,13 +265,20 @@ FAMILIES = {
         ),
         within=dict(
             vision_config=dict(
-                hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=20, patch_size=4, pos_emb_height=4, pos_emb_width=4
+                hidden_size=16,
+                num_hidden_layers=1,
+                num_attention_heads=2,
+                intermediate_size=20,
+                patch_size=4,
+                pos_emb_height=4,
+                pos_emb_width=4,
             )
         ),
         layouts=("fused",),  # the names that it would have as published are not those of the published files
     ),
     "glm-4.5": Family(
-        "Glm4MoeConfig", sizes(intermediate_size=36, moe_intermediate_size=22, n_shared_experts=1, head_dim=8, **SIGMOID)
+        "Glm4MoeConfig",
+        sizes(intermediate_size=36, moe_intermediate_size=22, n_shared_experts=1, head_dim=8, **SIGMOID),
     ),
     "minimax-m2": Family(
         "MiniMaxM2Config", sizes(intermediate_size=44, head_dim=8, num_local_experts=9, num_experts_per_tok=4)
@@ -409,16 +423,7 @@ FAMILIES = {
             mlp_layer_types=["hash_moe", "hash_moe"],
             layer_types=["heavily_compressed_attention"] * 2,
         ),
-        foreign="hash",
-    ),
-    "dots1": Family(
-        "Dots1Config", sizes(intermediate_size=36, moe_intermediate_size=22, n_shared_experts=2, head_dim=8, **SIGMOID)
-    ),
-    "ernie-4.5": Family(
-        "Ernie4_5_MoeConfig",
-        sizes(
-            intermediate_size=36, moe_intermediate_size=22, moe_num_experts=9, moe_k=3, moe_num_shared_experts=2
-        ),
+        foreign="chosen by the token",
     ),
 }
 

@@ -39,7 +39,9 @@ def fp8(tall, wide, suffix=".weight_scale_inv", dtype=np.float32, powers=False):
         scale = (np.exp2(np.ceil(np.log2(scale))) if powers else scale).astype(dtype)
         spread = repeat(scale, rows, k, high, long)
         codes = np.clip(w / spread, -448, 448).astype(float8_e4m3fn)
-        codes.reshape(-1)[rng.integers(0, codes.size, 8)] = np.array([448, -448, 2**-9, -(2**-9), -0.0, 2**-6, 0.0136, 1])
+        codes.reshape(-1)[rng.integers(0, codes.size, 8)] = np.array(
+            [448, -448, 2**-9, -(2**-9), -0.0, 2**-6, 0.0136, 1]
+        )
         if not tall:
             scale = scale.reshape(-1)
         return {".weight": codes, suffix: scale}, codes.astype(np.float64) * spread

@@ -98,7 +98,9 @@ class Layer:
         for e in np.unique(ids):
             t, k = np.nonzero(ids == e)
             w = np.asarray(weights, np.float64)[t, k, None]
-            bias = {n: getattr(self, n)[e] for n in ("gate_bias", "up_bias", "down_bias") if getattr(self, n) is not None}
+            bias = {
+                n: getattr(self, n)[e] for n in ("gate_bias", "up_bias", "down_bias") if getattr(self, n) is not None
+            }
             y = self.mlp(x[t] * w if self.on_input else x[t], pick(self.gate, e), self.up[e], self.down[e], **bias)
             np.add.at(out, t, y if self.on_input else y * w)
         return out

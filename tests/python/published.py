@@ -16,9 +16,15 @@ import moe
 LAYER = 1  # the one that is tested, of two
 
 QWEN3 = dict(model_type="qwen3_moe", architectures=["Qwen3MoeForCausalLM"], norm_topk_prob=True, decoder_sparse_step=1)
-SIGMOID = dict(n_shared_experts=1, norm_topk_prob=True, routed_scaling_factor=2.5, scoring_func="sigmoid", topk_method="noaux_tc")
+SIGMOID = dict(
+    n_shared_experts=1, norm_topk_prob=True, routed_scaling_factor=2.5, scoring_func="sigmoid", topk_method="noaux_tc"
+)
 DEEPSEEK = dict(
-    model_type="deepseek_v3", architectures=["DeepseekV3ForCausalLM"], first_k_dense_replace=1, moe_layer_freq=1, **SIGMOID
+    model_type="deepseek_v3",
+    architectures=["DeepseekV3ForCausalLM"],
+    first_k_dense_replace=1,
+    moe_layer_freq=1,
+    **SIGMOID,
 )
 LLAMA_NAMES = ("gate_proj", "up_proj", "down_proj")
 MIXTRAL_NAMES = ("w1", "w3", "w2")
@@ -81,7 +87,10 @@ STYLES = {
     ),
     "minimax-m2": Style(
         dict(
-            model_type="minimax_m2", architectures=["MiniMaxM2ForCausalLM"], scoring_func="sigmoid", use_routing_bias=True
+            model_type="minimax_m2",
+            architectures=["MiniMaxM2ForCausalLM"],
+            scoring_func="sigmoid",
+            use_routing_bias=True,
         ),
         moe.Router(3, "sigmoid", normalize=True),
         block="model.layers.{}.block_sparse_moe.",

@@ -35,7 +35,9 @@ class Arch:
 
 
 ARCHS = {
-    "gpt-oss": Arch(moe.Router(3, "topk-softmax"), bias=True, activation=moe.Activation(alpha=1.702, offset=1, limit=7)),
+    "gpt-oss": Arch(
+        moe.Router(3, "topk-softmax"), bias=True, activation=moe.Activation(alpha=1.702, offset=1, limit=7)
+    ),
     "qwen2moe": Arch(moe.Router(3), shared="expert_shared_feed_forward_length", shared_gate=True),
     "qwen3moe": Arch(moe.Router(3, normalize=True)),
     "qwen3next": Arch(moe.Router(3, normalize=True), shared="expert_shared_feed_forward_length", shared_gate=True),
@@ -59,7 +61,9 @@ ARCHS = {
         selection_bias=True,
         shared="shared",
     ),
-    "glm4moe": Arch(SIGMOID_ROUTER, keys=dict(SIGMOID, expert_shared_count=1), dense=1, selection_bias=True, shared="shared"),
+    "glm4moe": Arch(
+        SIGMOID_ROUTER, keys=dict(SIGMOID, expert_shared_count=1), dense=1, selection_bias=True, shared="shared"
+    ),
     "granitemoe": Arch(moe.Router(3, "topk-softmax")),
     "granitehybrid": Arch(moe.Router(3, "topk-softmax"), shared="expert_shared_feed_forward_length"),
     "llama4": Arch(moe.Router(1), keys=dict(interleave_moe_layer_step=1), shared="shared", on_input=True),
@@ -275,10 +279,8 @@ def test_gemma4(tmp_path, rng):
     for part, rows, k in (("gate", 2 * I, H), ("up", 2 * I, H), ("down", H, 2 * I)):
         file.matrix(f"blk.0.ffn_{part}.weight", Type.F16, rows, k)
     file.vector("blk.0.ffn_gate_inp.weight", E, H)
-    file.vector("blk.0.ffn_gate_inp.scale", H)
     gate_up = file.matrix("blk.0.ffn_gate_up_exps.weight", Type.BF16, E, 2 * I, H)
     down = file.matrix("blk.0.ffn_down_exps.weight", Type.BF16, E, H, I)
-    scale = np.abs(file.vector("blk.0.ffn_down_exps.scale", E))
     file.close()
     hidden = rng.standard_normal((7, H), np.float32)
     ids = rng.permuted(np.tile(np.arange(E), (7, 1)), axis=1)[:, :2]

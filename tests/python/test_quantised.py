@@ -56,7 +56,13 @@ CASES = {
     "minimax-m2-fp8": ("minimax-m2", formats.fp8(128, 128), 168, 96, dict(quantization=BLOCKS)),
     "glm-4.5-fp8": ("glm-4.5", formats.fp8(1, 0, ".weight_scale", bfloat16), 120, 72, dict(quantization=channel())),
     "glm-4.5-fp8-f32": ("glm-4.5", formats.fp8(1, 0, ".weight_scale"), 72, 88, dict(quantization=channel())),
-    "qwen3-moe-fp8-tensor": ("qwen3-moe", formats.fp8(0, 0, ".weight_scale"), 72, 88, dict(quantization=channel("tensor"))),
+    "qwen3-moe-fp8-tensor": (
+        "qwen3-moe",
+        formats.fp8(0, 0, ".weight_scale"),
+        72,
+        88,
+        dict(quantization=channel("tensor")),
+    ),
     "kimi-k2-int4": ("kimi-k2", formats.int4(32), 160, 96, dict(quantization=groups(32), shared=PLAIN, shards=2)),
     "kimi-k2.5-int4": ("kimi-k2.5", formats.int4(32), 96, 64, dict(quantization=groups(32), shared=PLAIN)),
     "qwen3-moe-int4-64": ("qwen3-moe", formats.int4(64), 192, 128, dict(quantization=groups(64))),
@@ -67,7 +73,9 @@ CASES = {
         formats.mxfp4,
         96,
         64,
-        dict(quantization={**BLOCKS, "scale_fmt": "ue8m0"}, shared=formats.fp8(128, 128, ".scale", float8_e8m0fnu, True)),
+        dict(
+            quantization={**BLOCKS, "scale_fmt": "ue8m0"}, shared=formats.fp8(128, 128, ".scale", float8_e8m0fnu, True)
+        ),
     ),
     "qwen3-moe-nvfp4": ("qwen3-moe", formats.nvfp4("modelopt"), 96, 80, dict(quantization=MODELOPT)),
     "nemotron-h-nvfp4": ("nemotron-h", formats.nvfp4("modelopt"), 112, 48, dict(quantization=MODELOPT)),
@@ -97,7 +105,7 @@ def test_hash_layer(tmp_path, rng):
     """DeepSeek-V4's first layers choose by the token's number: their experts run, the block is refused."""
     published.write(tmp_path, rng, "deepseek-v4", formats.mxfp4, 64, 32, shared=PLAIN)
     hidden = rng.standard_normal((5, 64), np.float32)
-    refused(tmp_path, 0, tmp_path, hidden, "hash")
+    refused(tmp_path, 0, tmp_path, hidden, "chosen by the token")
     ids = rng.permuted(np.tile(np.arange(6), (5, 1)), axis=1)[:, :3]
     assert np.abs(run(tmp_path, 0, tmp_path, hidden, ids, np.ones((5, 3)))).max() > 0
 
@@ -218,7 +226,10 @@ def test_compressed_tensors_int4(group, rng):
     import torch
 
     tensors, value = formats.int4(group, np.float32)(rng, 24, 256)
-    given = {"weight": torch.from_numpy(value.astype(np.float32)), "weight_scale": torch.from_numpy(tensors[".weight_scale"])}
+    given = {
+        "weight": torch.from_numpy(value.astype(np.float32)),
+        "weight_scale": torch.from_numpy(tensors[".weight_scale"]),
+    }
     how = scheme(num_bits=4, type="int", strategy="group", group_size=group)
     packed = library.compress(given, how)
     assert np.array_equal(packed["weight_packed"].numpy(), tensors[".weight_packed"])
@@ -231,7 +242,9 @@ def test_compressed_tensors_nvfp4(rng):
     import torch
 
     tensors, value = formats.nvfp4("compressed-tensors")(rng, 24, 64)
-    given = {name[1:]: torch.from_numpy(t.view(np.uint8) if t.dtype == float8_e4m3fn else t) for name, t in tensors.items()}
+    given = {
+        name[1:]: torch.from_numpy(t.view(np.uint8) if t.dtype == float8_e4m3fn else t) for name, t in tensors.items()
+    }
     given["weight_scale"] = given["weight_scale"].view(torch.float8_e4m3fn)
     how = scheme(num_bits=4, type="float", strategy="tensor_group", group_size=16)
     theirs = library.decompress(given, how)["weight"].double().numpy()

@@ -45,7 +45,9 @@ def read(model, family, name):
             gate, up = fused[:, 0::2], fused[:, 1::2]
         else:
             gate, up = np.split(fused, 2, 1)
-    shared = tuple(get(f".shared_expert.{m}_proj.weight", f".shared_experts.{m}_proj.weight") for m in ("gate", "up", "down"))
+    shared = tuple(
+        get(f".shared_expert.{m}_proj.weight", f".shared_experts.{m}_proj.weight") for m in ("gate", "up", "down")
+    )
     shared_gate = get("shared_expert_gate.weight")
     router, activation = RULES[name]
     return moe.Layer(

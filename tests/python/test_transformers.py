@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
+transformers = pytest.importorskip("transformers")
 
-from families import FAMILIES, NEMOTRON, Family, eager, make  # noqa: E402
+from families import FAMILIES, NEMOTRON, SIGMOID, Family, eager, make, sizes  # noqa: E402
 from tool import check, compare, refused, run  # noqa: E402
 
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "f16": torch.float16}
@@ -80,3 +80,18 @@ def test_latent(tmp_path, seed, rng):
     family = Family("NemotronHConfig", {**NEMOTRON, "moe_latent_size": 32}, layer=3)
     save(make(family, torch.float32, seed), family, tmp_path)
     refused(tmp_path, family.layer, tmp_path, draw(rng, family), "latent")
+
+
+UNKNOWN = {
+    "dots1": sizes(intermediate_size=36, moe_intermediate_size=22, n_shared_experts=2, head_dim=8, **SIGMOID),
+    "ernie4_5_moe": sizes(intermediate_size=36, moe_intermediate_size=22, moe_num_experts=9, moe_k=3),
+    "qwen3": sizes(intermediate_size=36, head_dim=8),
+}
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_unknown(kind, tmp_path, seed, rng):
+    """A family that is not known here is not taken for one that has the same tensors; the message says what it is."""
+    family = Family(type(transformers.AutoConfig.for_model(kind)).__name__, UNKNOWN[kind])
+    save(make(family, torch.float32, seed), family, tmp_path)
+    refused(tmp_path, 1, tmp_path, draw(rng, family), kind)
