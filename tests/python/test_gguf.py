@@ -142,7 +142,7 @@ def write(path, rng, case, gate_up, down, H, I, E=6, alignment=None, second=Fals
     """A model of two layers; the second as moe.py's."""
     arch = ARCHS[case]
     file = File(path, arch.name or case, rng, **options)
-    writer, wide = file.writer, I + 32 if arch.shared and arch.shared != "shared" else I
+    writer, wide = file.writer, 2 * I if arch.shared and arch.shared != "shared" else I
     if alignment:
         writer.add_custom_alignment(alignment)
     writer.add_block_count(2)
