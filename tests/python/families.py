@@ -80,6 +80,10 @@ FAMILIES = {
         "GptOssConfig",
         sizes(intermediate_size=44, head_dim=8, num_local_experts=7, num_experts_per_tok=3, swiglu_limit=1.5),
     ),
+    "gpt-oss-square": Family(  # as in gpt-oss, down matrices are as wide as they are high
+        "GptOssConfig",
+        sizes(intermediate_size=56, head_dim=8, num_local_experts=4, num_experts_per_tok=2, swiglu_alpha=1.25),
+    ),
     "qwen2-moe": Family(
         "Qwen2MoeConfig",
         sizes(
@@ -380,7 +384,7 @@ FAMILIES = {
         NEMOTRON,
         layer=3,
         block="mixer",
-        patch=dict(layers_block_type=None, layer_types=None, hybrid_override_pattern="ME*E"),
+        patch=dict(layers_block_type=None, hybrid_override_pattern="ME*E", num_hidden_layers=4),
     ),
     "deepseek-v4": Family(
         "DeepseekV4Config",

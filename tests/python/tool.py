@@ -29,6 +29,8 @@ def start(model, layer, folder, hidden, ids=None, weights=None, options=()):
         tensors["topk_ids"] = np.ascontiguousarray(ids, np.int32)
         tensors["topk_weights"] = np.ascontiguousarray(weights, np.float32)
         options = ("--experts-only", *options)
+    folder = folder / "run"  # beside the model's files they would be taken for some of them
+    folder.mkdir(exist_ok=True)
     given, out = folder / "hidden.safetensors", folder / "out.safetensors"
     save_file(tensors, given)
     out.unlink(missing_ok=True)
