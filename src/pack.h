@@ -37,9 +37,15 @@ typedef struct pack_layout {
 /* False if a size does not fit. */
 bool pack_layout_of(const pack_source *s, pack_layout *l);
 
+/* The sizes of *l from its formats and what rows there are. */
+bool pack_layout_sizes(const axis *a, pack_layout *l);
+
 /* k of expert e's down product and rows of its intermediate: trailing lane blocks of pads with
  * zero down weights are left out. */
 size_t pack_mid_k(const pack_source *s, const pack_layout *l, size_t e);
+
+/* What that is if all of them are. */
+size_t pack_least_mid_k(const axis *a, const pack_layout *l);
 
 /* Fill the panels [first, first + count) of expert e; expert: its memory, l->bytes at
  * KERNEL_ALIGN.  Neighbouring panels may share lines of the source, which are then read once:
