@@ -41,7 +41,7 @@ typedef struct image_head {
     uint64_t gate_up_bytes, down_bytes, down_at, expert_bytes, panel_bytes;
 } image_head;
 
-_Static_assert(sizeof(image_head) == 8 + 6 * 8 + 3 * 8 + 12 * 8, "a head has no padding");
+_Static_assert(sizeof(image_head) == (1 + 2 + 1 + 4 + 3 + 11) * 8, "a head has no padding");
 
 typedef moe_status write_fn(void *user, const void *data, size_t bytes);
 typedef moe_status read_fn(void *user, void *data, size_t bytes);
