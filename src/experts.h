@@ -10,6 +10,7 @@
 
 /* Of all that this file, pack.h and kernel.h say of packed experts. */
 #define EXPERTS_VERSION 2u
+#define EXPERTS_CANON   1u /* docs/numerics.md, which says in which order k is packed */
 
 struct moe_experts {
     uint64_t mark; /* says that this is one, of the layout that this library reads */

@@ -22,7 +22,6 @@
 
 enum {
     IMAGE_ORDER = 0x01020304, /* as this machine writes it */
-    IMAGE_CANON = 1,          /* docs/numerics.md: lanes and blocks are in its order */
     LANES_MOST = 128,
     TILE = 512 /* lanes of an intermediate tile, hidden values of a strided one */
 };
@@ -80,7 +79,7 @@ static image_head head_of(const moe_experts *x, size_t bytes_of_panels)
     memcpy(h.name, IMAGE_NAME, sizeof h.name);
     h.order = IMAGE_ORDER;
     h.version = EXPERTS_VERSION;
-    h.canon = IMAGE_CANON;
+    h.canon = EXPERTS_CANON;
     h.word = sizeof(size_t);
     h.panel_bytes = bytes_of_panels;
     h.bytes = sizeof h + table_bytes(x) + bytes_of_panels;
@@ -212,9 +211,9 @@ static moe_status check_kind(const image_head *h)
         return error_set(MOE_E_STALE,
                          "image of packed experts: layout %u: this library (version %s) reads %u",
                          (unsigned)h->version, moe_version(), EXPERTS_VERSION);
-    if (h->canon != IMAGE_CANON)
+    if (h->canon != EXPERTS_CANON)
         return error_set(MOE_E_STALE, "image of packed experts: canon %u: this library reads %u",
-                         (unsigned)h->canon, IMAGE_CANON);
+                         (unsigned)h->canon, EXPERTS_CANON);
     if (h->word != sizeof(size_t))
         return error_set(MOE_E_STALE,
                          "image of packed experts: %u bytes a word: this machine has %zu",

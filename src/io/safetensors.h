@@ -14,6 +14,7 @@ typedef enum io_status {
     IO_E_FORMAT, /* no sound safetensors file; the message names the rule and the offset */
     IO_E_NOMEM,
     IO_E_WRITE, /* the file cannot be written whole; nothing is left behind under its name */
+    IO_E_STALE, /* a packed layer of another version, or of another machine */
 } io_status;
 
 /* Where a function takes an io_error, NULL is fine; success leaves it as it is. */
