@@ -577,6 +577,7 @@ static void made_up_sizes(void **state)
     for (size_t i = 0; i < COUNT(fields); i++)
         for (size_t v = 0; v < COUNT(values); v++) {
             io_error error;
+            if (fields[i] == AT_ABOUT && values[v] == 1) continue; /* a sound file that says less */
             put_number(&file, fields[i], values[v], 8);
             if (memcmp(was, file.bytes, sizeof was) != 0) {
                 seal(&file);
