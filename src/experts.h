@@ -3,14 +3,11 @@
 #ifndef MOE_EXPERTS_H
 #define MOE_EXPERTS_H
 
+#include "experts_version.h"
 #include "memory.h"
 #include "pack.h"
 
 #include <stdatomic.h>
-
-/* Of all that this file, pack.h and kernel.h say of packed experts. */
-#define EXPERTS_VERSION 2u
-#define EXPERTS_CANON   1u /* docs/numerics.md, which says in which order k is packed */
 
 struct moe_experts {
     uint64_t mark; /* says that this is one, of the layout that this library reads */

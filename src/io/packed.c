@@ -15,7 +15,7 @@
 #include <unistd.h>
 
 #include "checked.h"
-#include "experts.h"
+#include "experts_version.h"
 #include "io/hash.h"
 #include "io/io_error.h"
 #include "io/output.h"

@@ -11,7 +11,7 @@ typedef enum io_status {
     IO_OK = 0,
     IO_E_OPEN,   /* the file cannot be opened, or is no regular file */
     IO_E_READ,   /* a read failed or came up short */
-    IO_E_FORMAT, /* no sound safetensors file; the message names the rule and the offset */
+    IO_E_FORMAT, /* no sound file of its format; the message names the rule and the offset */
     IO_E_NOMEM,
     IO_E_WRITE, /* the file cannot be written whole; nothing is left behind under its name */
     IO_E_STALE, /* a packed layer of another version, or of another machine */
