@@ -8,11 +8,9 @@
 #include "io/packed.h"
 
 #include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include "checked.h"
 #include "experts_version.h"
@@ -133,11 +131,6 @@ static io_status check_target(const char *path, io_error *error)
     return io_fail(error, IO_E_WRITE, path, "is there already, and is no regular file");
 }
 
-static io_status no_memory(const char *path, io_error *error)
-{
-    return io_fail(error, IO_E_NOMEM, path, "out of memory");
-}
-
 /* The head and all before the payload: *bytes of them, which the caller frees. */
 static unsigned char *front_of(const void *about, size_t about_bytes, const summing *s,
                                size_t *bytes)
@@ -176,12 +169,12 @@ io_status packed_write(const char *path, const void *about, size_t about_bytes, 
     summing s = {.chunk = malloc(PACKED_CHUNK)};
     *status = MOE_OK;
     io_status result = check_target(path, error);
-    if (result == IO_OK && s.chunk == NULL) result = no_memory(path, error);
+    if (result == IO_OK && s.chunk == NULL) result = io_no_memory(error, path);
     if (result == IO_OK) {
         *status = emit(from, put_sum, &s);
         if (*status == MOE_OK && s.filled > 0 && !sum_chunk(&s, s.chunk, s.filled))
             *status = MOE_E_NOMEM;
-        if (*status == MOE_E_NOMEM) result = no_memory(path, error);
+        if (*status == MOE_E_NOMEM) result = io_no_memory(error, path);
         if (*status != MOE_OK && result == IO_OK)
             result = io_fail(error, IO_E_WRITE, path, "%s", moe_last_error());
     }
@@ -190,7 +183,7 @@ io_status packed_write(const char *path, const void *about, size_t about_bytes, 
     if (result == IO_OK) {
         front = front_of(about, about_bytes, &s, &bytes);
         result = front != NULL ? write_all(path, front, bytes, emit, from, status, error)
-                               : no_memory(path, error);
+                               : io_no_memory(error, path);
     }
     free(front);
     free(s.sums);
@@ -201,19 +194,20 @@ io_status packed_write(const char *path, const void *about, size_t about_bytes, 
 /* ---- opening --------------------------------------------------------------------------------- */
 
 #define REFUSE(file, field, rule, error)                                                           \
-    io_fail(error, IO_E_FORMAT, (file)->path, "%s at byte %zu", rule, offsetof(packed_head, field))
+    io_fail(error, IO_E_FORMAT, (file)->in.path, "%s at byte %zu", rule,                           \
+            offsetof(packed_head, field))
 
 static io_status check_kind(const packed_file *f, const packed_head *h, io_error *error)
 {
     if (memcmp(h->magic, PACKED_MAGIC, sizeof h->magic) != 0)
         return REFUSE(f, magic, "not a packed layer", error);
     if (h->order == __builtin_bswap32(PACKED_ORDER))
-        return io_fail(error, IO_E_STALE, f->path, "packed on a machine of another byte order");
+        return io_fail(error, IO_E_STALE, f->in.path, "packed on a machine of another byte order");
     if (h->kind_hash != io_hash(h, offsetof(packed_head, kind_hash)))
         return REFUSE(f, kind_hash, "the versions do not have their checksum", error);
     if (h->order != PACKED_ORDER) return REFUSE(f, order, "no byte order", error);
     if (h->version != PACKED_VERSION || h->layout != EXPERTS_VERSION || h->canon != EXPERTS_CANON)
-        return io_fail(error, IO_E_STALE, f->path,
+        return io_fail(error, IO_E_STALE, f->in.path,
                        "packed in version %u, layout %u, canon %u: this library reads %u, %u, %u",
                        (unsigned)h->version, (unsigned)h->layout, (unsigned)h->canon,
                        (unsigned)PACKED_VERSION, EXPERTS_VERSION, (unsigned)EXPERTS_CANON);
@@ -233,11 +227,11 @@ static io_status check_sizes(const packed_file *f, const packed_head *h, io_erro
     must.head_hash = h->head_hash;
     for (size_t i = 0; i < sizeof must; i++)
         if (((const char *)h)[i] != ((const char *)&must)[i])
-            return io_fail(error, IO_E_FORMAT, f->path,
+            return io_fail(error, IO_E_FORMAT, f->in.path,
                            "a size that does not agree with the others at byte %zu", i);
-    if (h->file_bytes != f->size)
-        return io_fail(error, IO_E_FORMAT, f->path, "%zu bytes: must be %llu, as its head says",
-                       f->size, (unsigned long long)h->file_bytes);
+    if (h->file_bytes != f->in.size)
+        return io_fail(error, IO_E_FORMAT, f->in.path, "%zu bytes: must be %llu, as its head says",
+                       f->in.size, (unsigned long long)h->file_bytes);
     return IO_OK;
 }
 
@@ -245,9 +239,10 @@ static io_status check_sizes(const packed_file *f, const packed_head *h, io_erro
 static io_status open_front(packed_file *f, io_error *error)
 {
     packed_head h;
-    if (f->size < sizeof h)
-        return io_fail(error, IO_E_FORMAT, f->path, "the head is cut off at byte %zu", f->size);
-    io_status s = packed_read_at(f, 0, &h, sizeof h, error);
+    if (f->in.size < sizeof h)
+        return io_fail(error, IO_E_FORMAT, f->in.path, "the head is cut off at byte %zu",
+                       f->in.size);
+    io_status s = io_file_read(&f->in, 0, &h, sizeof h, error);
     if (s == IO_OK) s = check_kind(f, &h, error);
     if (s == IO_OK) s = check_sizes(f, &h, error);
     if (s != IO_OK) return s;
@@ -256,10 +251,10 @@ static io_status open_front(packed_file *f, io_error *error)
     f->about_bytes = (size_t)h.about_bytes;
     size_t rest = f->payload_at - PACKED_HEAD; /* not 0: the payload is aligned */
     f->front = malloc(rest);
-    if (f->front == NULL) return no_memory(f->path, error);
-    s = packed_read_at(f, PACKED_HEAD, f->front, rest, error);
+    if (f->front == NULL) return io_no_memory(error, f->in.path);
+    s = io_file_read(&f->in, PACKED_HEAD, f->front, rest, error);
     if (s == IO_OK && io_hash(f->front, rest) != h.about_hash)
-        return io_fail(error, IO_E_FORMAT, f->path,
+        return io_fail(error, IO_E_FORMAT, f->in.path,
                        "bytes %d to %zu do not have their checksum, at byte %zu", PACKED_HEAD,
                        f->payload_at, offsetof(packed_head, about_hash));
     /* malloc's alignment, and PACKED_HEAD and sums_at are multiples of 8 */
@@ -267,31 +262,17 @@ static io_status open_front(packed_file *f, io_error *error)
     return s;
 }
 
-/* A pipe would make open() wait for ever without O_NONBLOCK. */
-static io_status open_file(packed_file *f, io_error *error)
+/* Closes `in` if it fails. */
+static io_status hand_over(io_file *in, packed_file **file, io_error *error)
 {
-    struct stat about;
-    f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY);
-    if (f->fd < 0)
-        return io_fail_errno(error, IO_E_OPEN, f->path,
-                             errno == ELOOP ? "is a link" : "cannot be opened", errno);
-    if (fstat(f->fd, &about) != 0)
-        return io_fail_errno(error, IO_E_OPEN, f->path, "cannot be opened", errno);
-    if (!S_ISREG(about.st_mode)) return io_fail(error, IO_E_OPEN, f->path, "is no regular file");
-    f->size = (size_t)about.st_size;
-    return IO_OK;
-}
-
-static io_status open_any(const char *path, const void *memory, size_t size, packed_file **file,
-                          io_error *error)
-{
-    *file = NULL;
     packed_file *f = calloc(1, sizeof *f);
-    if (f == NULL) return no_memory(path, error);
-    *f = (packed_file){.path = strdup(path), .fd = -1, .memory = memory, .size = size};
-    io_status s = f->path == NULL ? no_memory(path, error) : IO_OK;
-    if (s == IO_OK && memory == NULL) s = open_file(f, error);
-    if (s == IO_OK) s = open_front(f, error);
+    if (f == NULL) {
+        io_status s = io_no_memory(error, in->path);
+        io_file_close(in);
+        return s;
+    }
+    f->in = *in;
+    io_status s = open_front(f, error);
     if (s == IO_OK)
         *file = f;
     else
@@ -301,26 +282,31 @@ static io_status open_any(const char *path, const void *memory, size_t size, pac
 
 io_status packed_open(const char *path, packed_file **file, io_error *error)
 {
-    return open_any(path, NULL, 0, file, error);
+    io_file in;
+    *file = NULL;
+    io_status s = io_file_open_own(&in, path, error);
+    return s == IO_OK ? hand_over(&in, file, error) : s;
 }
 
 io_status packed_open_memory(const void *data, size_t size, packed_file **file, io_error *error)
 {
-    return open_any("(memory)", data, size, file, error);
+    io_file in;
+    *file = NULL;
+    io_status s = io_file_memory(&in, data, size, error);
+    return s == IO_OK ? hand_over(&in, file, error) : s;
 }
 
 void packed_close(packed_file *f)
 {
     if (f == NULL) return;
-    if (f->fd >= 0) close(f->fd);
+    io_file_close(&f->in);
     free(f->front);
-    free(f->path);
     free(f);
 }
 
 const char *packed_path(const packed_file *f)
 {
-    return f->path;
+    return f->in.path;
 }
 
 const void *packed_about(const packed_file *f, size_t *bytes)

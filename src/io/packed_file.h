@@ -3,18 +3,14 @@
 #ifndef MOE_IO_PACKED_FILE_H
 #define MOE_IO_PACKED_FILE_H
 
+#include "io/file.h"
 #include "io/packed.h"
 
 struct packed_file {
-    char *path;
-    int fd;                      /* -1: the file is in memory */
-    const unsigned char *memory; /* NULL: the file is on disk */
-    size_t size, payload_at, payload, about_bytes;
+    io_file in;
+    size_t payload_at, payload, about_bytes;
     unsigned char *front; /* what lies between the head and the payload */
     const uint64_t *sums; /* in it: of each chunk */
 };
-
-/* Reads n bytes that lie inside the file as it was when opened. */
-io_status packed_read_at(const packed_file *f, size_t offset, void *dst, size_t n, io_error *error);
 
 #endif

@@ -6,13 +6,11 @@
  * parts that follow; so that nothing is given that was not verified as it is. */
 #define _POSIX_C_SOURCE 200809L
 
-#include <errno.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #include "io/hash.h"
 #include "io/io_error.h"
@@ -23,24 +21,6 @@ enum { THREADS_MOST = 64 };
 
 /* ---- chunks ---------------------------------------------------------------------------------- */
 
-io_status packed_read_at(const packed_file *f, size_t offset, void *dst, size_t n, io_error *error)
-{
-    if (f->memory != NULL) {
-        memcpy(dst, f->memory + offset, n);
-        return IO_OK;
-    }
-    for (size_t done = 0; done < n;) {
-        ssize_t got = pread(f->fd, (char *)dst + done, n - done, (off_t)(offset + done));
-        if (got > 0)
-            done += (size_t)got;
-        else if (got == 0)
-            return io_fail(error, IO_E_READ, f->path, "the file ends at byte %zu", offset + done);
-        else if (errno != EINTR)
-            return io_fail_errno(error, IO_E_READ, f->path, "cannot be read", errno);
-    }
-    return IO_OK;
-}
-
 static size_t chunk_bytes(const packed_file *f, size_t number)
 {
     return size_smaller(f->payload - number * PACKED_CHUNK, PACKED_CHUNK);
@@ -49,9 +29,9 @@ static size_t chunk_bytes(const packed_file *f, size_t number)
 static io_status read_chunk(const packed_file *f, size_t number, void *dst, io_error *error)
 {
     size_t bytes = chunk_bytes(f, number), at = f->payload_at + number * PACKED_CHUNK;
-    io_status s = packed_read_at(f, at, dst, bytes, error);
+    io_status s = io_file_read(&f->in, at, dst, bytes, error);
     if (s != IO_OK || io_hash(dst, bytes) == f->sums[number]) return s;
-    return io_fail(error, IO_E_FORMAT, f->path,
+    return io_fail(error, IO_E_FORMAT, f->in.path,
                    "the %zu bytes do not have their checksum at byte %zu", bytes, at);
 }
 
@@ -103,7 +83,7 @@ static bool go_on(packed_stream *s, size_t bytes)
 {
     bytes = size_smaller(bytes, s->file->payload);
     if (s->progress == NULL || s->progress(s->user, bytes, s->file->payload) == 0) return true;
-    io_fail(&s->error, IO_E_READ, s->file->path, "reading was stopped at byte %zu",
+    io_fail(&s->error, IO_E_READ, s->file->in.path, "reading was stopped at byte %zu",
             s->file->payload_at + bytes);
     return false;
 }
@@ -126,7 +106,7 @@ static bool read_chunks(packed_stream *s, unsigned char *to, size_t first, size_
     reading r = {.stream = s, .to = to, .first = first, .end = end, .failed = end};
     atomic_init(&r.next, first);
     if (pthread_mutex_init(&r.lock, NULL) != 0) {
-        io_fail(&s->error, IO_E_NOMEM, s->file->path, "out of memory");
+        io_fail(&s->error, IO_E_NOMEM, s->file->in.path, "out of memory");
         return false;
     }
     size_t helpers = s->threads > 1 ? (size_t)s->threads - 1 : 0;
@@ -150,7 +130,7 @@ static bool keep(packed_stream *s, size_t number)
     if (s->chunk == NULL) s->chunk = malloc(PACKED_CHUNK);
     s->number = SIZE_MAX;
     if (s->chunk == NULL) {
-        io_fail(&s->error, IO_E_NOMEM, s->file->path, "out of memory");
+        io_fail(&s->error, IO_E_NOMEM, s->file->in.path, "out of memory");
         return false;
     }
     if (read_chunk(s->file, number, s->chunk, &s->error) != IO_OK) return false;
@@ -163,7 +143,7 @@ bool packed_read(packed_stream *s, void *data, size_t bytes)
     const packed_file *f = s->file;
     unsigned char *to = data;
     if (s->at > f->payload || bytes > f->payload - s->at) {
-        io_fail(&s->error, IO_E_FORMAT, f->path, "the payload ends at byte %zu", f->size);
+        io_fail(&s->error, IO_E_FORMAT, f->in.path, "the payload ends at byte %zu", f->in.size);
         return false;
     }
     for (size_t n; bytes > 0; to += n, s->at += n, bytes -= n) {
