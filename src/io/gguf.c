@@ -298,3 +298,9 @@ io_status gg_read(const gg_file *file, const gg_tensor *t, size_t from, size_t n
     const gg_part *p = &file->parts[t->part];
     return io_file_read(&p->in, p->data_start + t->offset + from, dst, n, error);
 }
+
+const io_file *gg_source(const gg_file *f, size_t part, size_t *header_bytes)
+{
+    *header_bytes = f->parts[part].data_start;
+    return &f->parts[part].in;
+}

@@ -71,6 +71,9 @@ io_status st_read(const st_file *file, const st_tensor *t, void *dst, io_error *
 io_status st_read_part(const st_file *file, const st_tensor *t, size_t from, size_t n, void *dst,
                        io_error *error);
 
+/* The file itself, and how many bytes its data section comes after. */
+const struct io_file *st_source(const st_file *file, size_t *header_bytes);
+
 const char *st_dtype_name(st_dtype dtype); /* "BF16"; NULL if out of range */
 size_t st_dtype_bits(st_dtype dtype);      /* 4 for F4, 6 for F6_*, ...; 0 if out of range */
 
