@@ -3,6 +3,8 @@
  *
  * A record comes from anywhere: every count and every enumerator is looked at before it is used, and
  * sizes of arrays follow from numbers that were looked at. */
+#define _POSIX_C_SOURCE 200809L
+
 #include "io/cache_record.h"
 
 #include <float.h>
@@ -260,15 +262,4 @@ cache_verdict cache_decode(const void *data, size_t bytes, moe_layer *layer, cac
     *rule = c.rule;
     *at = c.at;
     return c.no_memory ? CACHE_NO_MEMORY : c.rule != NULL ? CACHE_UNSOUND : CACHE_SOUND;
-}
-
-void cache_forget(moe_layer *layer)
-{
-    moe_array *const arrays[] = {&layer->router, &layer->router_bias, &layer->selection_bias,
-                                 &layer->shared_gate};
-    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
-        free((void *)(uintptr_t)arrays[i]->data);
-        arrays[i]->data = NULL;
-    }
-    origin_free(&layer->origin);
 }

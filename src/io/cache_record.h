@@ -17,11 +17,8 @@ typedef enum cache_verdict { CACHE_SOUND, CACHE_UNSOUND, CACHE_NO_MEMORY } cache
 
 /* Fills *layer, which is all zeros, except for its experts.  CACHE_UNSOUND: the bytes are no such
  * record; *rule says what is wrong at byte *at.  What was filled is to be freed in any case
- * (cache_forget). */
+ * (loaded_forget). */
 cache_verdict cache_decode(const void *data, size_t bytes, moe_layer *layer, cache_images *images,
                            const char **rule, size_t *at);
-
-/* Frees what a layer has besides its experts. */
-void cache_forget(moe_layer *layer);
 
 #endif

@@ -324,3 +324,11 @@ io_status ck_read(const ck_tensor *t, size_t from, size_t n, void *dst, io_error
     if (t->gguf) return gg_read(t->file, t->entry, from, n, dst, error);
     return st_read_part(t->file, t->entry, from, n, dst, error);
 }
+
+void ck_will_need(const ck_tensor *t, size_t from, size_t n)
+{
+    if (t->gguf)
+        gg_will_need(t->file, t->entry, from, n);
+    else
+        st_will_need(t->file, t->entry, from, n);
+}

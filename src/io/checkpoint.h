@@ -59,4 +59,7 @@ moe_status ck_find(const checkpoint *ck, const char *name, ck_tensor *t, bool *f
 /* Copies bytes [from, from + n) of the tensor, which has them, to dst. */
 io_status ck_read(const ck_tensor *t, size_t from, size_t n, void *dst, io_error *error);
 
+/* Tells the system that these bytes are going to be read soon. */
+void ck_will_need(const ck_tensor *t, size_t from, size_t n);
+
 #endif

@@ -31,6 +31,9 @@ void io_file_close(io_file *f);
 /* Reads n bytes that lie inside the file as it was when opened. */
 io_status io_file_read(const io_file *f, size_t offset, void *dst, size_t n, io_error *error);
 
+/* Tells the system that n bytes, which lie inside the file, are going to be read soon. */
+void io_file_will_need(const io_file *f, size_t offset, size_t n);
+
 /* Reads all of it into *text, which the caller frees; more than `most` bytes break a rule. */
 io_status io_file_text(const io_file *f, size_t most, char **text, io_error *error);
 

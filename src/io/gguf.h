@@ -66,6 +66,9 @@ const char *gg_key(const gg_file *file, size_t i);
 io_status gg_read(const gg_file *file, const gg_tensor *t, size_t from, size_t n, void *dst,
                   io_error *error);
 
+/* Tells the system that these bytes are going to be read soon. */
+void gg_will_need(const gg_file *file, const gg_tensor *t, size_t from, size_t n);
+
 /* File number `part` of a split itself, and how many bytes its data section comes after. */
 const struct io_file *gg_source(const gg_file *file, size_t part, size_t *header_bytes);
 

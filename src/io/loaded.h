@@ -18,4 +18,8 @@ struct moe_layer {
     char foreign_router[LOADED_TEXT]; /* info's, if it came from a packed file */
 };
 
+/* Frees what a layer has besides its experts, or its arrays alone. */
+void loaded_forget(moe_layer *layer);
+void loaded_drop_arrays(moe_layer *layer);
+
 #endif

@@ -375,6 +375,11 @@ io_status st_read_part(const st_file *file, const st_tensor *t, size_t from, siz
     return io_file_read(&file->in, file->data_start + t->offset + from, dst, n, error);
 }
 
+void st_will_need(const st_file *file, const st_tensor *t, size_t from, size_t n)
+{
+    io_file_will_need(&file->in, file->data_start + t->offset + from, n);
+}
+
 const io_file *st_source(const st_file *f, size_t *header_bytes)
 {
     *header_bytes = f->data_start;

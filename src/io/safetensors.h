@@ -71,6 +71,9 @@ io_status st_read(const st_file *file, const st_tensor *t, void *dst, io_error *
 io_status st_read_part(const st_file *file, const st_tensor *t, size_t from, size_t n, void *dst,
                        io_error *error);
 
+/* Tells the system that these bytes are going to be read soon. */
+void st_will_need(const st_file *file, const st_tensor *t, size_t from, size_t n);
+
 /* The file itself, and how many bytes its data section comes after. */
 const struct io_file *st_source(const st_file *file, size_t *header_bytes);
 
