@@ -21,7 +21,6 @@
 #include "io/io_error.h"
 #include "io/model.h"
 #include "io/model_error.h"
-#include "io/packed.h"
 
 static const char name_head[] = "layer-", name_tail[] = ".moe";
 
@@ -288,14 +287,11 @@ static moe_status read_experts(packed_stream *stream, moe_context *context, uint
                       (long long)I);
 }
 
-static moe_status load_file(const packed_file *f, int64_t number, moe_context *context,
-                            const moe_load_options *options, moe_layer *layer)
+moe_status cache_read(const packed_file *f, moe_context *context, const moe_load_options *options,
+                      moe_layer *layer)
 {
     cache_images images;
     moe_status s = read_about(f, layer, &images);
-    if (s == MOE_OK && layer->info.layer != number)
-        s = model_fail(MOE_E_STALE, packed_path(f), "is layer %lld by now, and was %lld",
-                       (long long)layer->info.layer, (long long)number);
     packed_stream stream = {.file = f,
                             .threads = moe_context_threads(context),
                             .progress = options->progress,
@@ -315,8 +311,11 @@ static moe_status load_entry(const entry *e, moe_context *context, const moe_loa
     moe_status s = open_packed(e->path, &f);
     if (s != MOE_OK) return s;
     moe_layer *layer = calloc(1, sizeof *layer);
-    s = layer ? load_file(f, e->said.info.layer, context, options, layer) : no_memory(e->path);
+    s = layer ? cache_read(f, context, options, layer) : no_memory(e->path);
     packed_close(f);
+    if (s == MOE_OK && layer->info.layer != e->said.info.layer)
+        s = model_fail(MOE_E_STALE, e->path, "is layer %lld by now, and was %lld",
+                       (long long)layer->info.layer, (long long)e->said.info.layer);
     if (s == MOE_OK)
         *loaded = layer;
     else

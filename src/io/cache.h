@@ -5,6 +5,8 @@
 
 #include <moe_tkg_io.h>
 
+#include "io/packed.h"
+
 typedef struct cache cache;
 
 /* Opens the packed layers in a directory: what they say, not their experts.  MOE_OK and *c NULL if
@@ -19,5 +21,9 @@ void cache_describe(const cache *c, moe_model_info *info);
 void cache_layer(const cache *c, int64_t i, moe_layer_info *info);
 moe_status cache_load(const cache *c, int64_t layer, moe_context *context,
                       const moe_load_options *options, moe_layer **loaded);
+
+/* *layer, which is all zeros, = what the file holds.  In any case it is to be freed. */
+moe_status cache_read(const packed_file *f, moe_context *context, const moe_load_options *options,
+                      moe_layer *layer);
 
 #endif

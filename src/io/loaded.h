@@ -3,6 +3,8 @@
 #ifndef MOE_IO_LOADED_H
 #define MOE_IO_LOADED_H
 
+#include <moe_tkg_io.h>
+
 #include "io/origin.h"
 
 enum { LOADED_TEXT = 64 };

@@ -11,6 +11,7 @@
 #include "io/checkpoint_files.h"
 #include "io/file.h"
 #include "io/hash.h"
+#include "io/layer.h"
 #include "io/model_error.h"
 #include "sizes.h"
 

@@ -3,7 +3,10 @@
 #ifndef MOE_IO_ORIGIN_H
 #define MOE_IO_ORIGIN_H
 
-#include "io/layer.h"
+#include <moe_tkg.h>
+#include <stdbool.h>
+
+struct layer_plan;
 
 enum { ORIGIN_NAME = 256 };
 
@@ -21,7 +24,7 @@ typedef struct origin {
 
 /* The files of the plan's tensors: as they were when they were opened; now: as what is under their
  * names is by now.  On failure there is nothing to free. */
-moe_status origin_of(const layer_plan *plan, bool now, origin *o);
+moe_status origin_of(const struct layer_plan *plan, bool now, origin *o);
 void origin_free(origin *o);
 
 /* The first file of a or b that is not the same in both, NULL if there is none. */
