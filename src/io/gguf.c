@@ -304,3 +304,9 @@ void gg_will_need(const gg_file *file, const gg_tensor *t, size_t from, size_t n
     const gg_part *p = &file->parts[t->part];
     io_file_will_need(&p->in, p->data_start + t->offset + from, n);
 }
+
+const io_file *gg_source(const gg_file *f, size_t part, size_t *header_bytes)
+{
+    *header_bytes = f->parts[part].data_start;
+    return &f->parts[part].in;
+}
