@@ -152,6 +152,36 @@ V_INLINE vec v_from_f16(const uint8_t *p)
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
 
+/* Sixteen neighbouring scales. */
+V_INLINE vec v_from_bf16(const uint8_t *p)
+{
+    __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+}
+
+V_INLINE vec v_from_u8(const uint8_t *p)
+{
+    __m128i x = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x));
+}
+
+V_INLINE vec v_from_i8(const uint8_t *p)
+{
+    __m128i x = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
+}
+
+/* e4m3fn, whose bits are those of an f16 that is 2^-8 times the number. */
+V_INLINE vec v_from_e4m3(const uint8_t *p)
+{
+    __m256i c = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)p));
+    __m256i x = _mm256_and_si256(_mm256_slli_epi16(c, 7), _mm256_set1_epi16((short)0xBF80));
+    __m256i magnitude = _mm256_and_si256(c, _mm256_set1_epi16(0x7F));
+    __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7F));
+    x = _mm256_mask_mov_epi16(x, nan, _mm256_set1_epi16(0x7E00));
+    return v_mul(_mm512_cvtph_ps(x), v_set1(256));
+}
+
 /* Pair j of the four in a line of e2m1: both 16-bit halves have their code at bit 4 j; the table
  * ignores the bits above. */
 V_INLINE line l_e2m1(line a, int j)
