@@ -10,7 +10,6 @@
 #define MOE_KERNEL_SCALED_H
 
 #include "kernel_dot.h"
-#include "numeric.h"
 
 /* Sums of a tile, [half][token][row]: sum + half * KERNEL_TOKENS + token. */
 typedef float (*tile_sums)[KERNEL_ROWS];
@@ -246,61 +245,60 @@ INLINE void mx_tile(const span *s, size_t m, const uint8_t *tile, size_t width, 
 enum { SCALED_STEPS = 16 }; /* of a chunk, at most */
 
 /* A chunk's scales, and its minima with the sign turned, [step][half][row]; a panel of one half has
- * both halves' places taken by it. */
+ * both halves' places taken by it.  SCALED_STEPS: of a chunk, at most. */
 typedef struct chunk_scales {
     float scale[SCALED_STEPS][2][KERNEL_ROWS];
     float minus[SCALED_STEPS][2][KERNEL_ROWS];
 } __attribute__((aligned(KERNEL_ALIGN))) chunk_scales;
 
-/* The codes of KERNEL_ROWS scales as floats. */
-INLINE void widen_scales(kernel_scale kind, const uint8_t *at, float *out)
+INLINE vec widen_scales(kernel_scale kind, const uint8_t *at)
 {
-    uint16_t half[KERNEL_ROWS];
     switch (kind) {
-    case SCALE_F16: v_store(out, v_from_f16(at)); break;
-    case SCALE_F32: memcpy(out, at, KERNEL_ROWS * sizeof *out); break;
-    case SCALE_BF16:
-        memcpy(half, at, sizeof half);
-        for (size_t r = 0; r < KERNEL_ROWS; r++) out[r] = num_from_bf16(half[r]);
-        break;
-    case SCALE_E4M3: /* its bits in an f16 are 2^-8 times the number */
-        for (size_t r = 0; r < KERNEL_ROWS; r++) {
-            uint16_t c = at[r], magnitude = c & 0x7F, sign = (uint16_t)((c & 0x80) << 8);
-            half[r] = magnitude == 0x7F ? 0x7E00 : (uint16_t)(sign | magnitude << 7);
-        }
-        v_store(out, v_mul(v_from_f16((const uint8_t *)half), v_set1(256.0f)));
-        break;
-    case SCALE_K_I8:
-        for (size_t r = 0; r < KERNEL_ROWS; r++) out[r] = (float)(int8_t)at[r];
-        break;
-    default:
-        for (size_t r = 0; r < KERNEL_ROWS; r++) out[r] = (float)at[r];
+    case SCALE_F16: return v_from_f16(at);
+    case SCALE_BF16: return v_from_bf16(at);
+    case SCALE_F32: return v_load((const float *)(const void *)at);
+    case SCALE_E4M3: return v_from_e4m3(at);
+    case SCALE_K_I8: return v_from_i8(at);
+    default: return v_from_u8(at);
     }
 }
 
-/* Those of a chunk of `steps` steps whose section is at `at`. */
-static __attribute__((noinline)) void chunk_widen(const kernel_panel *p, const uint8_t *at,
-                                                  size_t steps, chunk_scales *c)
+/* Those of a chunk of `steps` steps whose section is at `at`; kind is a constant in each copy. */
+INLINE void widen_chunk(const kernel_panel *p, const uint8_t *at, size_t steps, kernel_scale kind,
+                        chunk_scales *c)
 {
-    const kernel_format f = p->format;
-    const kernel_info *info = &kernel_formats[f];
-    const size_t copies = info->scale_k / info->step, d_bytes = kernel_d_bytes(f, p->halves);
-    const size_t row = KERNEL_ROWS * kernel_scale_bytes(f);
-    const uint8_t *d = at, *scale = at + d_bytes * (info->minima ? 2 : 1);
-    const uint8_t *minimum = scale + kernel_runs(f) * p->halves * row;
-    for (size_t n = 0; n < steps; n += copies)
-        for (size_t half = 0; half < 2; half++) {
-            const size_t from = half < p->halves ? half : 0;
-            const size_t run = (n / copies * p->halves + from) * row;
-            float *to = c->scale[n][half];
-            widen_scales(info->scale, scale + run, to);
-            if (d_bytes > 0) v_store(to, v_mul(v_from_f16(d + from * 32), v_load(to)));
-            for (size_t i = 1; i < copies; i++) memcpy(c->scale[n + i][half], to, 64);
-            if (!info->minima) continue;
-            float *minus = c->minus[n][half];
-            widen_scales(info->scale, minimum + run, minus);
-            v_store(minus, v_neg(v_mul(v_from_f16(d + d_bytes + from * 32), v_load(minus))));
+    const kernel_info *info = &kernel_formats[p->format];
+    const size_t copies = info->scale_k / info->step;
+    const size_t halves = p->halves, row = KERNEL_ROWS * kernel_scale_bytes(p->format);
+    const int k = kind == SCALE_K_U8 || kind == SCALE_K_I8, minima = kind == SCALE_K_U8;
+    const size_t d_bytes = k ? kernel_d_bytes(p->format, halves) : 0;
+    const uint8_t *scale = at + d_bytes * (minima ? 2 : 1);
+    const uint8_t *minimum = scale + kernel_runs(p->format) * halves * row;
+    for (size_t half = 0; half < 2; half++) {
+        const size_t from = half < halves ? half : 0, d_row = KERNEL_ROWS * sizeof(uint16_t);
+        const vec d = k ? v_from_f16(at + from * d_row) : v_zero();
+        const vec dmin = minima ? v_neg(v_from_f16(at + d_bytes + from * d_row)) : v_zero();
+        const uint8_t *next = scale + from * row, *next_minimum = minimum + from * row;
+        for (size_t n = 0; n < steps; next += halves * row, next_minimum += halves * row) {
+            vec v = widen_scales(kind, next);
+            if (k) v = v_mul(d, v);
+            if (minima) v_store(c->minus[n][half], v_mul(dmin, v_from_u8(next_minimum)));
+            for (size_t i = 0; i < copies; i++) v_store(c->scale[n++][half], v);
         }
+    }
+}
+
+static __attribute__((noinline)) void widen_any_chunk(const kernel_panel *p, const uint8_t *at,
+                                                      size_t steps, chunk_scales *c)
+{
+    switch (kernel_formats[p->format].scale) {
+    case SCALE_F16: widen_chunk(p, at, steps, SCALE_F16, c); break;
+    case SCALE_BF16: widen_chunk(p, at, steps, SCALE_BF16, c); break;
+    case SCALE_F32: widen_chunk(p, at, steps, SCALE_F32, c); break;
+    case SCALE_E4M3: widen_chunk(p, at, steps, SCALE_E4M3, c); break;
+    case SCALE_K_I8: widen_chunk(p, at, steps, SCALE_K_I8, c); break;
+    default: widen_chunk(p, at, steps, SCALE_K_U8, c);
+    }
 }
 
 /* Steps of a chunk: their scales, from the first step's half m on. */
@@ -416,13 +414,14 @@ INLINE void scaled_tile(const span *s, size_t m, const uint8_t *tile, size_t wid
     const l_bytes bytes = l_bytes_table(nibble_bytes[nibble]);
     const int8_code code = {&bytes, is_int8(f) ? VEC_INT8_ZERO : nibble_zero[nibble],
                             !is_int8(f) && nibble == 0 ? 0.5f : 1.0f};
-    const float *sums = (const float *)(const void *)tile + s->panel->k * width;
+    const float *sums =
+        (const float *)(const void *)tile + s->panel->k / 2 * pair_bytes(width, o) / 4;
     const uint8_t *at = s->lines;
     chunk_scales c;
     for (size_t k = s->first; k < s->end;) {
         const size_t left = s->end - k < info->chunk ? s->end - k : info->chunk;
         step_scales step = {c.scale, c.minus, m, info->minima};
-        chunk_widen(s->panel, at, left / terms, &c);
+        widen_any_chunk(s->panel, at, left / terms, &c);
         for (size_t i = 0; i < section; i += KERNEL_LINE) l_prefetch(ahead_of(s, at + i));
         at += section;
         for (const size_t end = k + left; k < end;) {

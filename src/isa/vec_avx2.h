@@ -197,6 +197,48 @@ V_INLINE vec v_from_f16(const uint8_t *p)
     return (vec){_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
 }
 
+/* Sixteen neighbouring scales. */
+V_INLINE __m256 half_from_bf16(const uint8_t *p)
+{
+    __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+}
+
+V_INLINE vec v_from_bf16(const uint8_t *p)
+{
+    return (vec){half_from_bf16(p), half_from_bf16(p + 16)};
+}
+
+V_INLINE __m128i eight_bytes(const uint8_t *p)
+{
+    return _mm_loadl_epi64((const __m128i *)(const void *)p);
+}
+
+V_INLINE vec v_from_u8(const uint8_t *p)
+{
+    return (vec){_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight_bytes(p))),
+                 _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight_bytes(p + 8)))};
+}
+
+V_INLINE vec v_from_i8(const uint8_t *p)
+{
+    return (vec){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight_bytes(p))),
+                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight_bytes(p + 8)))};
+}
+
+/* e4m3fn, whose bits are those of an f16 that is 2^-8 times the number. */
+V_INLINE vec v_from_e4m3(const uint8_t *p)
+{
+    __m256i c = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)p));
+    __m256i x = _mm256_and_si256(_mm256_slli_epi16(c, 7), _mm256_set1_epi16((short)0xBF80));
+    __m256i magnitude = _mm256_and_si256(c, _mm256_set1_epi16(0x7F));
+    __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7F));
+    x = _mm256_blendv_epi8(x, _mm256_set1_epi16(0x7E00), nan);
+    return v_mul((vec){_mm256_cvtph_ps(_mm256_castsi256_si128(x)),
+                       _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1))},
+                 v_set1(256));
+}
+
 V_INLINE __m256i half_e2m1(__m256i a)
 {
     const __m256i low_byte = _mm256_broadcastsi128_si256(
