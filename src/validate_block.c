@@ -43,6 +43,8 @@ static moe_status check_experts(block *b)
 {
     moe_tkg_args *e = &b->experts_args;
     const moe_tensor *x = b->args->experts.hidden_input;
+    if (x != NULL && x->layout == MOE_LAYOUT_SBUF)
+        return error_set(MOE_E_LAYOUT, "hidden_input: layout = SBUF: must be HBM in a block");
     const int64_t T = tokens_of(x), E = (int64_t)b->router.E, K = (int64_t)b->router.K;
     *e = b->args->experts;
     e->struct_size = sizeof *e;
@@ -60,8 +62,6 @@ static moe_status check_experts(block *b)
     moe_status s = problem_shape(e, &b->experts_problem);
     if (s != MOE_OK) return s;
     b->experts_problem.routed = true;
-    if (x->layout != MOE_LAYOUT_HBM)
-        return error_set(MOE_E_LAYOUT, "hidden_input: layout = SBUF: must be HBM in a block");
     const problem *p = &b->experts_problem;
     if (!p->all_expert && b->router.E != p->E_L &&
         !(e->skip_invalid_experts && b->router.E > p->E_L))

@@ -128,7 +128,7 @@ static size_t tokens_of(const moe_tensor *x)
 static call describe_rows(const moe_tkg_args *a, const moe_experts_args *rows)
 {
     call c = {.a = a, .rows = rows, .mode = a->act_mode, .E_L = (size_t)rows->E_L};
-    c.mx = rows->gate.scale.dtype == MOE_E8M0;
+    c.mx = rows->up.scale.dtype == MOE_E8M0;
     if (c.mode == MOE_ACT_DEFAULT) c.mode = MOE_ACT_EXACT;
     c.H = (size_t)rows->H;
     c.I = c.lanes = (size_t)rows->I;
