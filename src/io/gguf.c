@@ -140,11 +140,7 @@ static bool take_header(gg_cursor *c, gg_file *f)
 
 static void close_part(gg_part *p)
 {
-    while (p->blocks) {
-        gg_block *block = p->blocks;
-        p->blocks = block->next;
-        free(block);
-    }
+    io_keep_free(&p->keep);
     free(p->pairs);
     free(p->by_key);
     io_file_close(&p->in);
