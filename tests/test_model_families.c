@@ -46,7 +46,7 @@ typedef struct checkpoint_case {
     moe_router_score score;
     int normalize;
     const char *optional; /* what a name that may lack ends in */
-    const char *lines[16];
+    const char *lines[20];
 } checkpoint_case;
 
 static const checkpoint_case cases[] = {
@@ -217,7 +217,9 @@ static const checkpoint_case cases[] = {
      .score = MOE_SCORE_SQRT_SOFTPLUS,
      .normalize = 1,
      .lines = {"layers.1.ffn.gate.weight BF16 E,H", "layers.1.ffn.gate.bias F32 E",
-               EACH("layers.1.ffn.", "w1.weight", "w3.weight", "w2.weight", "I8"),
+               "layers.1.ffn.experts.{e}.w1.weight I8 I,H/2",
+               "layers.1.ffn.experts.{e}.w3.weight I8 I,H/2",
+               "layers.1.ffn.experts.{e}.w2.weight I8 H,I/2",
                "layers.1.ffn.experts.{e}.w1.scale F8_E8M0 I,H/32",
                "layers.1.ffn.experts.{e}.w3.scale F8_E8M0 I,H/32",
                "layers.1.ffn.experts.{e}.w2.scale F8_E8M0 H,I/32",
