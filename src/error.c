@@ -52,7 +52,8 @@ const char *moe_status_name(moe_status status)
         "MOE_E_VALUE",      "MOE_E_DIM",         "MOE_E_SHAPE",    "MOE_E_DTYPE",
         "MOE_E_LAYOUT",     "MOE_E_UNSUPPORTED", "MOE_E_OVERFLOW", "MOE_E_EXPERT_INDEX",
         "MOE_E_RANK_RANGE", "MOE_E_ALIGN",       "MOE_E_ALIAS",    "MOE_E_NOMEM",
-        "MOE_E_ISA",        "MOE_E_BUSY",
+        "MOE_E_ISA",        "MOE_E_BUSY",        "MOE_E_OPEN",     "MOE_E_READ",
+        "MOE_E_WRITE",      "MOE_E_FORMAT",      "MOE_E_MODEL",    "MOE_E_STALE",
     };
     size_t i = (size_t)status;
     return i < sizeof names / sizeof names[0] ? names[i] : "unknown moe_status";
