@@ -47,9 +47,9 @@ static size_t place(const forward *f, const plan_group *g)
 
 /* The tiles of a group: as few as their width allows, as even as they come. */
 static kernel_tiles tiles_of(const forward *f, const plan_group *g, const uint8_t *tile,
-                             size_t row_bytes)
+                             size_t row_bytes, size_t widest)
 {
-    size_t n = size_pieces(g->count, f->plan->tile_width), width = size_pieces(g->count, n);
+    size_t n = size_pieces(g->count, widest), width = size_pieces(g->count, n);
     return (kernel_tiles){tile + place(f, g) * row_bytes, g->count, width, width * row_bytes};
 }
 
@@ -62,14 +62,14 @@ static const plan_term *term_of(const forward *f, const plan_group *g)
 static kernel_tiles hidden_tiles(const forward *f, const plan_group *g)
 {
     size_t bytes = f->plan->scratch.hidden_row;
-    kernel_tiles tiles = tiles_of(f, g, f->hidden_tile, bytes);
+    kernel_tiles tiles = tiles_of(f, g, f->hidden_tile, bytes, f->plan->hidden_width);
     if (g->count == 1) tiles.x = f->hidden + term_of(f, g)->token * bytes;
     return tiles;
 }
 
 static kernel_tiles mid_tiles(const forward *f, const plan_group *g)
 {
-    return tiles_of(f, g, f->mid_tile, f->plan->scratch.mid_row);
+    return tiles_of(f, g, f->mid_tile, f->plan->scratch.mid_row, f->plan->mid_width);
 }
 
 /* The group that term n of the pass belongs to. */
@@ -164,13 +164,11 @@ static void hidden_tile(void *arg, size_t n)
  * A row past I, that pads k, is +0. */
 static void fill_pads(const forward *f, size_t panel, const kernel_gate_up *a)
 {
-    uint32_t pads = pack_pad_rows(&f->p->axis, panel);
-    size_t first = panel * KERNEL_ROWS;
+    const axis *x = &f->p->axis;
+    uint32_t pads = pack_pad_rows(x, panel);
     float mid[KERNEL_ROWS] = {0};
-    if (!f->p->axis.strided && first + KERNEL_ROWS > f->p->axis.I)
-        pads = first < f->p->axis.I ? 0xFFFFu << (f->p->axis.I - first) & 0xFFFFu : 0xFFFFu;
     if (pads == 0) return;
-    if (f->p->axis.strided) {
+    if (x->strided) {
         kernel_gate_up none = *a;
         none.panel.k = 0;
         none.tiles.tokens = 1;

@@ -34,10 +34,10 @@ static size_t down_panel_bytes(const pack_layout *l, size_t halves)
 static void say_rows(const pack_source *s, pack_layout *l)
 {
     bool mx = kernel_is_mx(l->gate_up);
-    l->gate_up_scale = !mx && s->matrix[PACK_GATE].scale.dtype != MOE_DTYPE_NONE;
+    l->gate_up_scale = !mx && s->matrix[PACK_UP].scale.dtype != MOE_DTYPE_NONE;
     l->down_scale = !mx && s->matrix[PACK_DOWN].scale.dtype != MOE_DTYPE_NONE;
-    l->gate_up_bias = s->axis.strided ? s->word_bias[0] != NULL
-                                      : s->matrix[PACK_GATE].bias.dtype != MOE_DTYPE_NONE;
+    l->gate_up_bias =
+        s->axis.strided ? s->word_bias[0] != NULL : s->matrix[PACK_UP].bias.dtype != MOE_DTYPE_NONE;
     l->down_bias = s->axis.strided ? s->word_bias[1] != NULL
                                    : s->matrix[PACK_DOWN].bias.dtype != MOE_DTYPE_NONE;
 }
@@ -49,6 +49,7 @@ bool pack_layout_of(const pack_source *s, pack_layout *l)
     memset(l, 0, sizeof *l);
     l->gate_up = s->gate_up;
     l->down = s->down;
+    l->has_gate = s->has_gate;
     say_rows(s, l);
     l->hidden_k = a->H + a->H % 2;
     l->mid_k = a->strided ? a->tiles_i * a->lanes_p * 4 : a->I + a->I % 2;
@@ -334,8 +335,10 @@ kernel_panel pack_down_panel(const pack_layout *l, const uint8_t *expert, size_t
 uint32_t pack_pad_rows(const axis *a, size_t panel)
 {
     uint32_t pads = 0;
-    for (size_t r = 0; a->strided && r < KERNEL_ROWS; r++)
-        if (axis_i(a, axis_place_of(panel * KERNEL_ROWS + r, a->lanes_p)) == AXIS_PAD)
+    for (size_t r = 0; r < KERNEL_ROWS; r++) {
+        size_t row = panel * KERNEL_ROWS + r;
+        if (a->strided ? axis_i(a, axis_place_of(row, a->lanes_p)) == AXIS_PAD : row >= a->I)
             pads |= 1u << r;
+    }
     return pads;
 }

@@ -8,6 +8,7 @@
 /* What is packed, checked: the weights of a layer in one of their descriptions. */
 typedef struct pack_source {
     kernel_format gate_up, down; /* of the elements; never FORMAT_BF12 */
+    bool has_gate;               /* else gate is not given, and gate_up is of up alone */
     size_t E_L;
     axis axis;
     /* axis.strided: the operator's MX tensors of x4 words, [0] gate and up, [1] down; no bias:
@@ -21,6 +22,7 @@ typedef struct pack_source {
  * bias; down scale and down bias, of as many rows as the panel has. */
 typedef struct pack_layout {
     kernel_format gate_up, down;
+    bool has_gate;
     size_t hidden_k; /* k of the gate and up products: H, padded to even */
     /* k of the down product: I padded to even, or all lanes; one expert may have fewer */
     size_t mid_k;
@@ -58,7 +60,7 @@ kernel_panel pack_gate_up_panel(const pack_layout *l, const uint8_t *expert, siz
 kernel_panel pack_down_panel(const pack_layout *l, const uint8_t *expert, size_t panel,
                              size_t mid_k);
 
-/* Bit r: row r of gate_up panel number `panel` is a pad lane. */
+/* Bit r: row r of gate_up panel number `panel` is a pad lane, or past I. */
 uint32_t pack_pad_rows(const axis *a, size_t panel);
 
 #endif
