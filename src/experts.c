@@ -51,9 +51,9 @@ static pack_bf12_run run_of(const packing *p, size_t e, size_t first, size_t end
     pack_bf12_run r = {.s = &p->source, .e = e, .down = down};
     r.first = down ? first - l->gate_up_panels : first;
     r.k = down ? l->mid_k : l->hidden_k;
-    r.halves = down ? pack_down_halves(l, r.first) : 2;
-    r.count = end - first < PACK_RUN ? end - first : PACK_RUN;
-    if (down) r.count = pack_down_run(l, r.first, r.count);
+    r.halves = pack_halves(l, down, r.first);
+    r.count = down || end < l->gate_up_panels ? end - first : l->gate_up_panels - first;
+    r.count = pack_run_length(l, down, r.first, r.count);
     return r;
 }
 
@@ -155,7 +155,7 @@ static void pack_run_of(const packing *p, const pack_bf12_run *r, size_t number)
         pack_down(r->s, &p->layout, r->e, r->first, r->count, mid_k, expert);
         return;
     }
-    size_t used = size_pieces(mid_k, KERNEL_ROWS); /* lanes past mid_k are never read */
+    size_t used = pack_gate_up_panels(&p->layout, mid_k); /* lanes past mid_k are never read */
     if (r->first < used)
         pack_gate_up(r->s, &p->layout, r->e, r->first,
                      used - r->first < r->count ? used - r->first : r->count, expert);
@@ -202,10 +202,10 @@ static size_t mean_bytes(const packing *p, const block *b, const moe_experts *x)
     size_t E_L = p->E_L, sum = 0;
     if (p->coding != NULL) return (b->bytes - b->base) / E_L;
     for (size_t e = 0; e < E_L; e++) {
-        size_t panels = l->gate_up_panels - size_pieces(x->mid_k[e], KERNEL_ROWS);
+        size_t panels = l->gate_up_panels - pack_gate_up_panels(l, x->mid_k[e]);
         sum += l->bytes - panels * l->gate_up_bytes;
         for (size_t n = 0; n < l->down_panels; n++) {
-            size_t halves = pack_down_halves(l, n);
+            size_t halves = pack_halves(l, true, n);
             sum -= kernel_panel_bytes(l->down, halves, l->mid_k) -
                    kernel_panel_bytes(l->down, halves, x->mid_k[e]);
         }
@@ -405,7 +405,7 @@ moe_status moe_experts_describe(const moe_experts *experts, moe_experts_info *in
     info->I = (int64_t)experts->axis.I;
     info->gate_up = experts->gate_up;
     info->down = experts->down;
-    info->has_gate = experts->layout.has_gate;
+    info->has_gate = !experts->layout.ungated;
     info->packing = experts->packing;
     info->bytes = experts->bytes;
     info->expert_bytes = experts->expert_bytes;
@@ -432,7 +432,8 @@ kernel_panel experts_gate_up(const moe_experts *x, size_t e, size_t panel)
     const pack_layout *l = &x->layout;
     if (x->panel_at == NULL) return pack_gate_up_panel(l, x->base + e * l->bytes, panel);
     return coded(x, e * (l->gate_up_panels + l->down_panels) + panel,
-                 (kernel_panel){.k = l->hidden_k, .halves = 2}, l->gate_up_scale, l->gate_up_bias);
+                 (kernel_panel){.k = l->hidden_k, .halves = pack_halves(l, false, panel)},
+                 l->gate_up_scale, l->gate_up_bias);
 }
 
 kernel_panel experts_down(const moe_experts *x, size_t e, size_t panel)
@@ -440,6 +441,6 @@ kernel_panel experts_down(const moe_experts *x, size_t e, size_t panel)
     const pack_layout *l = &x->layout;
     if (x->panel_at == NULL) return pack_down_panel(l, x->base + e * l->bytes, panel, x->mid_k[e]);
     return coded(x, e * (l->gate_up_panels + l->down_panels) + l->gate_up_panels + panel,
-                 (kernel_panel){.k = l->mid_k, .halves = pack_down_halves(l, panel)}, l->down_scale,
-                 l->down_bias);
+                 (kernel_panel){.k = l->mid_k, .halves = pack_halves(l, true, panel)},
+                 l->down_scale, l->down_bias);
 }

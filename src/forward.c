@@ -137,7 +137,7 @@ static void pack_panels(void *arg, size_t i)
         pack_down(s, l, g->expert, first, size_smaller(l->down_panels - first, PACK_RUN), g->mid_k,
                   packed(f, g));
     } else {
-        size_t first = run * PACK_RUN, end = size_pieces(g->mid_k, KERNEL_ROWS);
+        size_t first = run * PACK_RUN, end = pack_gate_up_panels(l, g->mid_k);
         if (first < end)
             pack_gate_up(s, l, g->expert, first, size_smaller(end - first, PACK_RUN), packed(f, g));
     }

@@ -138,7 +138,6 @@ moe_status validate_packed(const moe_tkg_args *a, problem *p)
     p->axis = x->axis;
     p->gate_up = x->layout.gate_up;
     p->down = x->layout.down;
-    p->has_gate = x->layout.has_gate;
     bool mx = kernel_is_mx(p->gate_up) || kernel_is_mx(p->down);
     if (mx && !p->axis.strided && a->hidden_input->layout == MOE_LAYOUT_SBUF)
         return error_set(MOE_E_UNSUPPORTED,

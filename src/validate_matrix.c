@@ -211,13 +211,28 @@ static const scale_rule rules[] = {
 
 kernel_format validate_matrix_format(const moe_matrix *m)
 {
+    const kernel_format int4[2][3] = {
+        {FORMAT_INT4_BF16_32, FORMAT_INT4_BF16_64, FORMAT_INT4_BF16_128},
+        {FORMAT_INT4_F16_32, FORMAT_INT4_F16_64, FORMAT_INT4_F16_128},
+    };
     switch (m->weights.dtype) {
     case MOE_BF16: return FORMAT_BF16;
     case MOE_F16: return FORMAT_F16;
     case MOE_F32: return FORMAT_F32;
     case MOE_E4M3_IEEE: return FORMAT_E4M3_IEEE;
-    case MOE_E4M3FN: return m->scale.dtype == MOE_E8M0 ? FORMAT_MXFP8 : FORMAT_E4M3FN;
-    default: return FORMAT_MXFP4;
+    case MOE_E4M3FN:
+        return m->scale.dtype == MOE_E8M0 ? FORMAT_MXFP8
+               : m->scale_k != 0          ? FORMAT_FP8_BLOCK
+                                          : FORMAT_E4M3FN;
+    case MOE_E2M1_X2: return m->scale.dtype == MOE_E8M0 ? FORMAT_MXFP4 : FORMAT_NVFP4;
+    case MOE_INT4_X2: return int4[m->scale.dtype == MOE_F16][m->scale_k / 64];
+    case MOE_Q8_0: return FORMAT_Q8_0;
+    case MOE_Q4_0: return FORMAT_INT4_F16_32;
+    case MOE_Q4_K: return FORMAT_Q4_K;
+    case MOE_Q5_K: return FORMAT_Q5_K;
+    case MOE_Q6_K: return FORMAT_Q6_K;
+    case MOE_GGML_MXFP4: return FORMAT_MXFP4;
+    default: return FORMAT_NVFP4; /* MOE_GGML_NVFP4 */
     }
 }
 
@@ -381,7 +396,7 @@ moe_status validate_matrices(const moe_experts_args *a, bool strides, pack_sourc
     memset(s, 0, sizeof *s);
     s->E_L = (size_t)a->E_L;
     s->axis = (axis){.H = (size_t)a->H, .I = (size_t)a->I};
-    s->has_gate = has_gate;
+    s->ungated = !has_gate;
     s->gate_up = validate_matrix_format(&a->up);
     s->down = validate_matrix_format(&a->down);
     for (size_t i = 0; i < 3; i++) s->matrix[i] = *matrix_of(a, i);

@@ -183,7 +183,6 @@ static void fill_matrices(const operator_weights *w, pack_source *s)
 moe_status validate_operator_weights(const operator_weights *w, size_t H, pack_source *s)
 {
     memset(s, 0, sizeof *s);
-    s->has_gate = true;
     moe_status status = weight_shapes(w, H, s);
     if (status == MOE_OK) status = scale_shapes(w, s);
     if (status == MOE_OK) status = bias_shapes(w, s);
