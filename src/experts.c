@@ -52,8 +52,7 @@ static pack_bf12_run run_of(const packing *p, size_t e, size_t first, size_t end
     r.first = down ? first - l->gate_up_panels : first;
     r.k = down ? l->mid_k : l->hidden_k;
     r.halves = pack_halves(l, down, r.first);
-    r.count = down || end < l->gate_up_panels ? end - first : l->gate_up_panels - first;
-    r.count = pack_run_length(l, down, r.first, r.count);
+    r.count = pack_run_length(l, down, r.first, end - first);
     return r;
 }
 
