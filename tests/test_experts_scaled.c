@@ -290,6 +290,11 @@ static void test_strides(void **state)
     a.down.weights.row_stride = 71;
     a.up.scale.column_stride = 1;
     expect_no(&a, MOE_E_VALUE, "up.scale.column_stride = 1", "at least 2");
+    moe_experts_args one = args_of((kind){MOE_E4M3FN, MOE_F32, 128, 96}, PLAIN, 64, 96);
+    one.up.scale.row_stride = INT64_MAX / 4 * 4; /* to a row that is not there */
+    expect_fine(&one);
+    one.up.scale_rows = 95;
+    expect_no(&one, MOE_E_OVERFLOW, "up.scale", "do not fit");
     a.up.scale.column_stride = 5;
     expect_no(&a, MOE_E_ALIGN, "up.scale.column_stride = 5", "2 bytes");
 }

@@ -10,8 +10,10 @@
 #include "weights_ref.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 /* ---- packing --------------------------------------------------------------------------------- */
 
@@ -303,8 +305,43 @@ static void test_ungated(void **state)
     }
 }
 
-int main(void)
+/* ---- speed ----------------------------------------------------------------------------------- */
+
+static double seconds(void)
 {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Source bytes that one thread packs in a second, dense and in cache. */
+static int bench(void)
+{
+    printf("weights      scale    k   GB/s\n");
+    for (size_t f = 0; f < COUNT(FORMATS); f++) {
+        source s;
+        source_spec spec = spec_of(&FORMATS[f], 1024, 512);
+        double best = 1e9;
+        source_make(&s, &spec);
+        for (int turn = 0; turn < 20; turn++) {
+            moe_experts *x;
+            double start = seconds();
+            if (moe_experts_create(NULL, &s.args, &x) != MOE_OK) return 1;
+            double taken = seconds() - start;
+            best = taken < best ? taken : best;
+            moe_experts_destroy(x);
+        }
+        printf("%-12s %-7s %3d  %5.2f\n", moe_dtype_name(spec.gate_up),
+               moe_dtype_name(s.args.up.scale.dtype), (int)s.args.up.scale_k,
+               (double)s.bytes / best * 1e-9);
+        source_free(&s);
+    }
+    return 0;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2 && strcmp(argv[1], "--bench") == 0) return bench();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_shapes),
         cmocka_unit_test(test_layouts),
