@@ -306,3 +306,20 @@ void model_bounds_free(model_bounds *b)
     free(b->experts);
     free(b->block);
 }
+
+void model_within(const char *what, const fixture_case *c, const float *got, const double *expected,
+                  const double *bound)
+{
+    double worst = 0, largest = 0, widest = 0;
+    for (size_t i = 0; i < (size_t)(c->T * c->H); i++) {
+        /* ... and the rounding of the output itself */
+        double limit = bound[i] + 0x1p-24 * fabs(expected[i]);
+        double error = fabs((double)got[i] - expected[i]) / limit;
+        worst = error > worst || isnan(error) ? error : worst;
+        largest = fmax(largest, fabs(expected[i]));
+        widest = fmax(widest, bound[i]);
+    }
+    if (!(worst <= 1)) fail_msg("%s, T = %lld: %g times the bound", what, (long long)c->T, worst);
+    /* Mistakes are larger than 0.08 (tests/fixtures/README.md): a bound that forgave one would be none. */
+    if (!(widest < 5e-3 * largest)) fail_msg("%s: a bound of %g", what, widest / largest);
+}

@@ -158,24 +158,6 @@ static void described(void **state)
 
 /* ---- results --------------------------------------------------------------------------------- */
 
-/* The largest |got - expected| in units of its bound, which must be below 1. */
-static void within(const char *what, const fixture_case *c, const float *got,
-                   const double *expected, const double *bound)
-{
-    double worst = 0, largest = 0, widest = 0;
-    for (size_t i = 0; i < (size_t)(c->T * c->H); i++) {
-        /* ... and the rounding of the output itself */
-        double limit = bound[i] + 0x1p-24 * fabs(expected[i]);
-        double error = fabs((double)got[i] - expected[i]) / limit;
-        worst = error > worst || isnan(error) ? error : worst;
-        largest = fmax(largest, fabs(expected[i]));
-        widest = fmax(widest, bound[i]);
-    }
-    if (!(worst <= 1)) fail_msg("%s, T = %lld: %g times the bound", what, (long long)c->T, worst);
-    /* Mistakes are larger than 0.08 (tests/fixtures/README.md): a bound that forgave one would be none. */
-    if (!(widest < 5e-3 * largest)) fail_msg("%s: a bound of %g", what, widest / largest);
-}
-
 static void run_experts(const char *name, const moe_layer *layer, const fixture_case *c,
                         const model_bounds *b)
 {
@@ -193,27 +175,7 @@ static void run_experts(const char *name, const moe_layer *layer, const fixture_
     float *output = malloc(bytes);
     moe_status s = moe_tkg(NULL, &args, output, bytes);
     if (s != MOE_OK) fail_msg("%s: %s", name, moe_last_error());
-    within(name, c, output, c->experts, b->experts);
-    free(output);
-}
-
-static void run_block(const char *name, const moe_layer *layer, const fixture_case *c,
-                      const model_bounds *b)
-{
-    moe_block_args args;
-    check(moe_layer_args(layer, &args));
-    moe_tensor hidden = moe_tensor_2d(c->hidden, MOE_F32, c->T, c->H);
-    size_t bytes = (size_t)(c->T * c->H) * sizeof(float);
-    float *output = malloc(bytes);
-    int32_t *ids = malloc((size_t)(c->T * c->K) * sizeof *ids);
-    args.experts.hidden_input = &hidden;
-    args.experts.act_mode = MOE_ACT_EXACT;
-    args.routed.index = ids;
-    moe_status s = moe_block(NULL, &args, output, bytes);
-    if (s != MOE_OK) fail_msg("%s: %s", name, moe_last_error());
-    assert_memory_equal(ids, c->ids, (size_t)(c->T * c->K) * sizeof *ids);
-    within(name, c, output, c->block, b->block);
-    free(ids);
+    model_within(name, c, output, c->experts, b->experts);
     free(output);
 }
 
@@ -229,7 +191,6 @@ static void compute(const char *name, const char *folder)
         model_bounds b;
         model_bounds_make(model, number_of(model, TESTED), &c, &b);
         run_experts(name, layer, &c, &b);
-        run_block(name, layer, &c, &b);
         model_bounds_free(&b);
         fixture_free(&c);
     }
