@@ -253,8 +253,8 @@ static void fill_handle(const packing *p, moe_experts *x)
     x->E_L = p->E_L;
     x->axis = p->source.axis;
     x->layout = p->layout;
-    x->gate_up = a->expert_gate_up_weights == NULL ? a->gate.weights.dtype
-                                                   : a->expert_gate_up_weights->dtype;
+    x->gate_up =
+        a->expert_gate_up_weights == NULL ? a->up.weights.dtype : a->expert_gate_up_weights->dtype;
     x->down =
         a->expert_gate_up_weights == NULL ? a->down.weights.dtype : a->expert_down_weights->dtype;
     x->packing = a->packing;

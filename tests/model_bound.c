@@ -307,9 +307,8 @@ void model_bounds_free(model_bounds *b)
     free(b->block);
 }
 
-/* The largest |got - expected| in units of its bound must be below 1. */
-void model_bound_expect(const char *what, const fixture_case *c, const float *got,
-                        const double *expected, const double *bound)
+void model_within(const char *what, const fixture_case *c, const float *got, const double *expected,
+                  const double *bound)
 {
     double worst = 0, largest = 0, widest = 0;
     for (size_t i = 0; i < (size_t)(c->T * c->H); i++) {
@@ -321,6 +320,6 @@ void model_bound_expect(const char *what, const fixture_case *c, const float *go
         widest = fmax(widest, bound[i]);
     }
     if (!(worst <= 1)) fail_msg("%s, T = %lld: %g times the bound", what, (long long)c->T, worst);
-    /* A bound that forgives a mistake would be none. */
-    if (!(widest < 1e-3 * largest)) fail_msg("%s: a bound of %g", what, widest / largest);
+    /* Mistakes are larger than 0.08 (tests/fixtures/README.md): a bound that forgave one would be none. */
+    if (!(widest < 5e-3 * largest)) fail_msg("%s: a bound of %g", what, widest / largest);
 }

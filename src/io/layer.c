@@ -72,9 +72,10 @@ static bool is_dense(const ck_tensor *t)
 }
 
 /* 1: [E, rows, k]; -1: [E, k, rows]; 0: both or neither. */
-static int orientation(const ck_tensor *t, int64_t E, int64_t rows, int64_t k)
+static int orientation(const ck_tensor *t, const layer_search *search)
 {
-    if (t->rank != 3 || t->shape[0] != E) return 0;
+    int64_t rows = search->rows, k = search->k;
+    if (!is_dense(t) || t->rank != 3 || t->shape[0] != search->experts->E) return 0;
     return (t->shape[1] == rows && t->shape[2] == k) - (t->shape[1] == k && t->shape[2] == rows);
 }
 
@@ -88,10 +89,9 @@ static moe_status find_orientation(const layer_search *gate_up, const layer_sear
     *transposed = false;
     moe_status s = layer_weights_shape(gate_up, &g, &has_g);
     if (s == MOE_OK) s = layer_weights_shape(down, &d, &has_d);
-    if (s != MOE_OK || !has_g || !has_d || !is_dense(&g) || !is_dense(&d)) return s;
-    int64_t E = gate_up->experts->E;
-    int gate = orientation(&g, E, gate_up->rows, gate_up->k);
-    *transposed = (gate != 0 ? gate : orientation(&d, E, down->rows, down->k)) < 0;
+    if (s != MOE_OK) return s;
+    int of_g = has_g ? orientation(&g, gate_up) : 0, of_d = has_d ? orientation(&d, down) : 0;
+    *transposed = (of_g != 0 ? of_g : of_d) < 0;
     return MOE_OK;
 }
 
@@ -301,7 +301,11 @@ moe_status layer_resolve(const layer_place *place, layer_plan *plan)
     memset(plan, 0, sizeof *plan);
     plan->info = place->rules->info;
     plan->info.layer = place->number;
-    moe_status s = find_routed(place, plan);
+    moe_status s = MOE_OK;
+    const checkpoint *ck = place->ck;
+    if (ck_gguf(ck))
+        s = family_gguf_layer(ck_gguf(ck), ck_path(ck), place->rules, place->number, &plan->info);
+    if (s == MOE_OK) s = find_routed(place, plan);
     if (s == MOE_OK) s = find_router(place, plan);
     if (s == MOE_OK) s = find_shared(place, plan);
     if (s == MOE_OK) s = find_shared_gate(place, plan);
