@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* model_bound.h - how far a layer of a checkpoint, computed in f32 from f32 input, may be from the
- * result in real numbers: a proven bound for every output, from the weights as they are in the files.
+ * result in real numbers: the tight bound of docs/bounds.md for every output, from the weights as they
+ * are in the files.
  *
- * docs/bounds.md has the steps.  The depth of a sum is taken as its number of terms and a few more,
- * which no order of summation that docs/numerics.md has exceeds. */
+ * The depth of a sum is taken as its number of terms and a few more, which no order of summation that
+ * docs/numerics.md has exceeds. */
 #ifndef MOE_TEST_MODEL_BOUND_H
 #define MOE_TEST_MODEL_BOUND_H
 

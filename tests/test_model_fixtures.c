@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Layers of tiny checkpoints in published layouts, through the library: described as their cases say,
- * and computed within the proven bound of f32. */
+ * and computed within the bound that f32 allows. */
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>

@@ -177,7 +177,7 @@ moe_status load_experts(const layer_experts *x, moe_context *context, moe_packin
     loader l = {.x = x, .progress = progress};
     size_t count, bytes;
     if (!buffer_size(&l, &count, &bytes)) return no_memory(progress);
-    l.buffer = aligned_alloc(BUFFER_ALIGN, bytes);
+    l.buffer = malloc(bytes);
     if (!l.buffer) return no_memory(progress);
     moe_experts_args args = moe_experts_args_init();
     args.E_L = x->E;
