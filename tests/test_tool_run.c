@@ -20,7 +20,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static char folder[160]; /* of the test that runs */
+static char folder[64]; /* of the test that runs */
 
 static int make_folder(void **state)
 {
