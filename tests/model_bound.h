@@ -19,8 +19,9 @@ typedef struct model_bounds {
 void model_bounds_make(const moe_model *model, int64_t i, const fixture_case *c, model_bounds *b);
 void model_bounds_free(model_bounds *b);
 
-/* Fails the test unless got [T, H] is as near to expected as bound says. */
-void model_bound_expect(const char *what, const fixture_case *c, const float *got,
-                        const double *expected, const double *bound);
+/* Fails the test unless all T * H results lie within their bounds, and these are small enough to see a
+ * mistake. */
+void model_within(const char *what, const fixture_case *c, const float *got, const double *expected,
+                  const double *bound);
 
 #endif

@@ -358,11 +358,18 @@ static void texts_booleans_and_arrays(void **state)
     assert_true(gg_bool(file, "false", &truth) && !truth);
     assert_false(gg_bool(file, "ints", &truth));
 
-    assert_false(gg_array(file, "reals", &count));
     assert_false(gg_array(file, "words", &count));
     assert_false(gg_array(file, "text", &count));
     assert_false(gg_array_integer(file, "words", 0, &value));
     assert_int_equal(count, 77);
+    double real = -77;
+    assert_true(gg_array(file, "reals", &count));
+    assert_int_equal(count, 1);
+    assert_false(gg_array_integer(file, "reals", 0, &value));
+    assert_false(gg_array_real(file, "reals", 1, &real));
+    assert_true(real == -77);
+    assert_true(gg_array_real(file, "reals", 0, &real) && real == 1);
+    assert_true(gg_array_real(file, "ints", 1, &real) && real == -1);
     assert_true(gg_array(file, "ints", &count));
     assert_int_equal(count, 3);
     assert_true(gg_array_integer(file, "ints", 0, &value));

@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "layer_file.h"
+#include "layer_call.h"
 #include "safetensors_bytes.h"
 #include "tiny_model.h"
 #include "tool_call.h"

@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "io/safetensors.h"
-#include "layer_file.h"
+#include "layer_call.h"
 #include "tiny_model.h"
 #include "tool_call.h"
 

@@ -39,7 +39,7 @@ typedef struct gg_pair {
     union {
         uint64_t bits;              /* of a number, as they are in the file, 0 above */
         const char *text;           /* of a string; NULL: not kept */
-        const unsigned char *bytes; /* of an array of integers or booleans; else NULL */
+        const unsigned char *bytes; /* of an array of numbers or booleans; else NULL */
     } value;
     uint64_t count; /* elements of an array */
     uint32_t at;    /* where the file has it */
