@@ -12,7 +12,7 @@
 #include <cmocka.h>
 
 #include "fixture.h"
-#include "layer_file.h"
+#include "layer_call.h"
 #include "model_bound.h"
 #include "tool_call.h"
 
@@ -66,8 +66,8 @@ static void expect_run(const char *name, const char *model, const fixture_case *
     whole got = read_whole(out, "output");
     assert_int_equal(got.tensor.dtype, ST_F32);
     assert_true(got.tensor.shape[0] == c->T && got.tensor.shape[1] == c->H);
-    model_bound_expect(name, c, got.data, experts_only ? c->experts : c->block,
-                       experts_only ? b->experts : b->block);
+    model_within(name, c, got.data, experts_only ? c->experts : c->block,
+                 experts_only ? b->experts : b->block);
     void *bits = layer_compute(model, TESTED, hidden, &w, &bytes);
     assert_int_equal(got.tensor.bytes, bytes);
     assert_memory_equal(got.data, bits, bytes);

@@ -9,7 +9,7 @@
 
 #include <cmocka.h>
 
-#include "layer_file.h"
+#include "layer_call.h"
 #include "safetensors_bytes.h"
 #include "tiny_model.h"
 #include "tool_call.h"
@@ -71,7 +71,7 @@ static void write_text(const char *name, const char *content)
 
 /* ---- inspect --------------------------------------------------------------------------------- */
 
-enum { EXPERT_BYTES = 3 * TINY_H * TINY_I * 2, ROUTER_BYTES = TINY_E * TINY_H * 2 };
+enum { EXPERT_BYTES = 3 * FILES_H * FILES_I * 2, ROUTER_BYTES = FILES_E * FILES_H * 2 };
 
 static void test_inspect(void **state)
 {
@@ -86,9 +86,9 @@ static void test_inspect(void **state)
     for (size_t i = 0; i < 3; i++) {
         const json_t *l = json_array_get(layers, i);
         assert_int_equal(integer(l, "layer"), i);
-        assert_int_equal(integer(l, "H"), TINY_H);
-        assert_int_equal(integer(l, "I"), TINY_I);
-        assert_int_equal(integer(l, "E"), TINY_E);
+        assert_int_equal(integer(l, "H"), FILES_H);
+        assert_int_equal(integer(l, "I"), FILES_I);
+        assert_int_equal(integer(l, "E"), FILES_E);
         assert_int_equal(integer(l, "K"), 2);
         assert_string_equal(text(l, "gate_up_format"), "bf16");
         assert_string_equal(text(json_object_get(l, "activation"), "name"), "silu");
@@ -96,7 +96,7 @@ static void test_inspect(void **state)
         assert_true(json_is_true(json_object_get(json_object_get(l, "router"), "normalize")));
         assert_true(json_is_null(json_object_get(l, "shared")));
         assert_int_equal(integer(l, "expert_bytes"), EXPERT_BYTES);
-        assert_int_equal(integer(l, "bytes"), TINY_E * EXPERT_BYTES + ROUTER_BYTES);
+        assert_int_equal(integer(l, "bytes"), FILES_E * EXPERT_BYTES + ROUTER_BYTES);
     }
     double token = 3.0 * (2 * EXPERT_BYTES + ROUTER_BYTES);
     assert_true(real(o, "token_expert_bytes") == 3.0 * 2 * EXPERT_BYTES);
@@ -138,7 +138,7 @@ static void test_rows(void **state)
     tiny_model_write(TINY_LLAMA4, folder, -1);
     r = tool_call("inspect --no-measure %s", folder);
     assert_int_equal(r.code, 0);
-    assert_non_null(strstr(r.out, "| sigmoid, top 1, on the input | I 32, bf16 "));
+    assert_non_null(strstr(r.out, "| sigmoid, top 1, on the input | I 96, bf16 "));
     tool_free(&r);
     tiny_model_write(TINY_PHIMOE, folder, -1);
     r = tool_call("inspect --no-measure %s", folder);
@@ -185,19 +185,19 @@ static void test_tensors(void **state)
     json_t *o = tool_json(0, "inspect --tensors %s", folder);
     assert_int_equal(integer(o, "files"), 1);
     const json_t *tensors = json_object_get(o, "tensors");
-    assert_int_equal(json_array_size(tensors), 39);
+    assert_int_equal(json_array_size(tensors), 30);
     const json_t *t = json_array_get(tensors, 0);
     assert_string_equal(text(t, "name"), "model.layers.0.mlp.experts.0.down_proj.weight");
     assert_string_equal(text(t, "type"), "BF16");
     assert_string_equal(text(t, "file"), "model.safetensors");
-    assert_int_equal(integer(t, "bytes"), 2 * TINY_H * TINY_I);
-    assert_int_equal(json_integer_value(json_array_get(json_object_get(t, "shape"), 0)), TINY_H);
+    assert_int_equal(integer(t, "bytes"), 2 * FILES_H * FILES_I);
+    assert_int_equal(json_integer_value(json_array_get(json_object_get(t, "shape"), 0)), FILES_H);
     json_decref(o);
     tool_result r = tool_call("inspect --tensors %s/model.safetensors", folder);
     assert_int_equal(r.code, 0);
     assert_non_null(strstr(r.out, "| model.layers.2.mlp.gate.weight"));
-    assert_non_null(strstr(r.out, "| BF16 | [4, 64]  |   512 | model.safetensors |"));
-    assert_non_null(strstr(r.out, "\n39 tensors, "));
+    assert_non_null(strstr(r.out, "| BF16 | [3, 160]  |   960 | model.safetensors |"));
+    assert_non_null(strstr(r.out, "\n30 tensors, "));
     tool_free(&r);
 }
 
@@ -208,7 +208,7 @@ static void test_index(void **state)
     write_text("model.safetensors.index.json",
                "{\"weight_map\": {\"model.layers.0.mlp.gate.weight\": \"model.safetensors\"}}");
     json_t *o = tool_json(0, "inspect --tensors %s/model.safetensors.index.json", folder);
-    assert_int_equal(json_array_size(json_object_get(o, "tensors")), 39);
+    assert_int_equal(json_array_size(json_object_get(o, "tensors")), 30);
     json_decref(o);
     write_text("model.safetensors.index.json",
                "{\"weight_map\": {\"lost\": \"model.safetensors\"}}");
@@ -258,7 +258,7 @@ static void test_bench(void **state)
     const json_t *shape = json_object_get(o, "shape");
     assert_string_equal(text(shape, "name"), "qwen3-moe layer 1");
     assert_string_equal(text(shape, "activation"), "silu");
-    assert_int_equal(integer(shape, "E"), TINY_E);
+    assert_int_equal(integer(shape, "E"), FILES_E);
     const json_t *copies = json_array_get(json_object_get(o, "layers"), 0);
     assert_string_equal(text(copies, "weights"), "bf16");
     assert_true(integer(copies, "copies") * integer(copies, "bytes") >= 128 << 10);
@@ -267,7 +267,7 @@ static void test_bench(void **state)
     for (size_t i = 0; i < 2; i++) {
         const json_t *row = json_array_get(results, i);
         double tokens = (double)integer(row, "tokens");
-        double macs = tokens * 2 * 3 * TINY_H * TINY_I;
+        double macs = tokens * 2 * 3 * FILES_H * FILES_I;
         assert_true(tokens == (i ? 3 : 1));
         assert_true(fabs(real(row, "gmacs") * real(row, "median_us") * 1e3 / macs - 1) < 1e-9);
         assert_true(real(row, "roofline") > 0);
@@ -278,7 +278,7 @@ static void test_bench(void **state)
                               "--working-set 64K",
                               folder);
     assert_int_equal(r.code, 0);
-    assert_non_null(strstr(r.out, "llama4 layer 0: H 64, I 32, E 4, K 1, silu; act exact"));
+    assert_non_null(strstr(r.out, "llama4 layer 0: H 160, I 96, E 3, K 1, silu; act exact"));
     assert_non_null(strstr(r.out, "| bf16 "));
     assert_non_null(strstr(r.out, "loading took"));
     tool_free(&r);
@@ -311,7 +311,7 @@ static file_bytes run_bytes(const char *model, int64_t layer)
     char hidden[128], out[128];
     snprintf(hidden, sizeof hidden, "%s/hidden", folder);
     snprintf(out, sizeof out, "%s/out", folder);
-    tiny_hidden_write(hidden, 3, TINY_H, 2, TINY_E, 5);
+    tiny_hidden_write(hidden, 3, 2, 5);
     tool_expect(0, NULL, "run --model %s --layer %lld --hidden %s --out %s", model,
                 (long long)layer, hidden, out);
     return bytes_of_file(out);
@@ -337,11 +337,11 @@ static void test_pack(void **state)
     for (size_t i = 0; i < 3; i++) {
         const json_t *l = json_array_get(layers, i);
         assert_int_equal(integer(l, "layer"), i);
-        assert_int_equal(integer(l, "bytes"), TINY_E * EXPERT_BYTES + ROUTER_BYTES);
-        assert_true(integer(l, "packed_bytes") >= TINY_E * EXPERT_BYTES);
+        assert_int_equal(integer(l, "bytes"), FILES_E * EXPERT_BYTES + ROUTER_BYTES);
+        assert_true(integer(l, "packed_bytes") >= FILES_E * EXPERT_BYTES);
         assert_true(real(l, "load_seconds") > 0 && real(l, "save_seconds") > 0);
     }
-    assert_int_equal(integer(o, "bytes"), 3 * (TINY_E * EXPERT_BYTES + ROUTER_BYTES));
+    assert_int_equal(integer(o, "bytes"), 3 * (FILES_E * EXPERT_BYTES + ROUTER_BYTES));
     json_decref(o);
     for (int64_t layer = 0; layer < 3; layer++) expect_same_run(layer);
     o = tool_json(0, "inspect --no-measure %s", packed);

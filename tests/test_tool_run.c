@@ -11,7 +11,7 @@
 #include <cmocka.h>
 
 #include "io/safetensors.h"
-#include "layer_file.h"
+#include "layer_call.h"
 #include "tiny_model.h"
 #include "tool_call.h"
 
@@ -80,7 +80,7 @@ static void test_same_bits(void **state)
         tiny_model_write(family, folder, -1);
         for (size_t i = 0; i < sizeof TOKENS / sizeof TOKENS[0]; i++) {
             int64_t layer = (int64_t)i % tiny_layers(family);
-            tiny_hidden_write(hidden, TOKENS[i], TINY_H, tiny_K(family), TINY_E, i);
+            tiny_hidden_write(hidden, TOKENS[i], tiny_K(family), i);
             wanted w = {.hidden = MOE_F32, .output = MOE_F32, .experts_only = true};
             expect_same(folder, layer, hidden, &w, "");
             w.experts_only = false;
@@ -95,7 +95,7 @@ static void test_dtypes(void **state)
     char hidden[128];
     tiny_model_write(TINY_QWEN3, folder, -1);
     snprintf(hidden, sizeof hidden, "%s/hidden.safetensors", folder);
-    tiny_hidden_write(hidden, 7, TINY_H, 2, TINY_E, 3);
+    tiny_hidden_write(hidden, 7, 2, 3);
     for (int only = 0; only < 2; only++) {
         wanted w = {.hidden = MOE_BF16, .output = MOE_F32, .experts_only = only != 0};
         expect_same(folder, 1, hidden, &w, "--hidden-dtype bf16");
@@ -124,7 +124,7 @@ static void test_types_in_files(void **state)
     (void)state;
     char hidden[128], other[128], first[128], second[128];
     enum { T = 9, K = 2 };
-    static const int64_t SHAPE[] = {T, TINY_H}, ROUTES[] = {T, K};
+    static const int64_t SHAPE[] = {T, FILES_H}, ROUTES[] = {T, K};
     static const st_dtype IDS[] = {ST_I32, ST_I64, ST_U32}, FLOATS[] = {ST_F32, ST_BF16, ST_F16};
     snprintf(hidden, sizeof hidden, "%s/hidden.safetensors", folder);
     snprintf(other, sizeof other, "%s/other.safetensors", folder);
@@ -132,11 +132,11 @@ static void test_types_in_files(void **state)
     snprintf(second, sizeof second, "%s/second", folder);
     tiny_model_write(TINY_QWEN3, folder, -1);
     for (size_t i = 0; i < 3; i++) {
-        float x[T * TINY_H], weights[T * K];
-        uint16_t x_half[T * TINY_H], weights_half[T * K];
+        float x[T * FILES_H], weights[T * K];
+        uint16_t x_half[T * FILES_H], weights_half[T * K];
         int64_t ids64[T * K];
         int32_t ids32[T * K];
-        for (size_t n = 0; n < T * TINY_H; n++) { /* small integers: exact in all three */
+        for (size_t n = 0; n < T * FILES_H; n++) { /* small integers: exact in all three */
             x[n] = (float)(int)(n % 7) - 3;
             uint32_t bits;
             memcpy(&bits, &x[n], sizeof bits);
@@ -144,7 +144,7 @@ static void test_types_in_files(void **state)
             x_half[n] = FLOATS[i] == ST_F16 ? F16[n % 7] : (uint16_t)(bits >> 16);
         }
         for (size_t n = 0; n < T * K; n++) {
-            ids64[n] = ids32[n] = (int32_t)(n % K * 2 + n % 3 % 2);
+            ids64[n] = ids32[n] = (int32_t)((n / K + n % K) % FILES_E);
             weights[n] = n % 2 ? 0.5f : 1.0f;
             weights_half[n] =
                 FLOATS[i] == ST_F16 ? (n % 2 ? 0x3800 : 0x3c00) : (n % 2 ? 0x3f00 : 0x3f80);
@@ -202,15 +202,15 @@ static void test_hidden_refused(void **state)
         int64_t shape[3];
         const char *words;
     } CASES[] = {
-        {"x", ST_F32, 2, {5, 64}, "has no tensor 'hidden': its one matrix is called 'x'"},
-        {"x\x1b[31m", ST_F32, 2, {5, 64}, "its one matrix is called 'x?[31m'"},
-        {"x", ST_I32, 2, {5, 64}, "has no tensor 'hidden'"},
-        {"x", ST_F32, 1, {64}, "has no tensor 'hidden'"},
-        {"hidden", ST_F32, 2, {5, 63}, "hidden is [5, 63]: must be [T, H], and here [T, 64]"},
-        {"hidden", ST_F32, 1, {64}, "hidden is [64]: must be [T, H]"},
-        {"hidden", ST_F32, 3, {1, 5, 64}, "hidden is [1, 5, 64]: must be [T, H]"},
-        {"hidden", ST_F64, 2, {5, 64}, "hidden is F64: must be F32, F16 or BF16"},
-        {"hidden", ST_U8, 2, {5, 64}, "hidden is U8: must be F32, F16 or BF16"},
+        {"x", ST_F32, 2, {5, 160}, "has no tensor 'hidden': its one matrix is called 'x'"},
+        {"x\x1b[31m", ST_F32, 2, {5, 160}, "its one matrix is called 'x?[31m'"},
+        {"x", ST_I32, 2, {5, 160}, "has no tensor 'hidden'"},
+        {"x", ST_F32, 1, {160}, "has no tensor 'hidden'"},
+        {"hidden", ST_F32, 2, {5, 159}, "hidden is [5, 159]: must be [T, H], and here [T, 160]"},
+        {"hidden", ST_F32, 1, {160}, "hidden is [160]: must be [T, H]"},
+        {"hidden", ST_F32, 3, {1, 5, 160}, "hidden is [1, 5, 160]: must be [T, H]"},
+        {"hidden", ST_F64, 2, {5, 160}, "hidden is F64: must be F32, F16 or BF16"},
+        {"hidden", ST_U8, 2, {5, 160}, "hidden is U8: must be F32, F16 or BF16"},
     };
     char path[128], out[128];
     snprintf(path, sizeof path, "%s/h.safetensors", folder);
@@ -244,7 +244,7 @@ static void test_routes_refused(void **state)
         {"topk_ids", ST_F32, {5, 2}, 0, "topk_ids is F32: must be I32, I64 or U32"},
         {"topk_ids", ST_U8, {5, 2}, 0, "topk_ids is U8: must be I32, I64 or U32"},
         {"topk_weights", ST_F64, {5, 2}, 0, "topk_weights is F64: must be F32, F16 or BF16"},
-        {"topk_ids", ST_I32, {5, 2}, 4, "refused: expert_index[0][0] = 4"},
+        {"topk_ids", ST_I32, {5, 2}, 3, "refused: expert_index[0][0] = 3"},
         {"topk_ids", ST_I32, {5, 2}, -1, "refused: expert_index[0][0] = -1"},
     };
     char path[128], out[128];
@@ -253,7 +253,7 @@ static void test_routes_refused(void **state)
     tiny_model_write(TINY_QWEN3, folder, -1);
     for (size_t i = 0; i < sizeof CASES / sizeof CASES[0]; i++) {
         st_tensor t[] = {
-            {.name = "hidden", .dtype = ST_F32, .rank = 2, .shape = {5, 64}},
+            {.name = "hidden", .dtype = ST_F32, .rank = 2, .shape = {5, 160}},
             {.name = "topk_ids", .dtype = ST_I32, .rank = 2, .shape = {5, 2}},
             {.name = "topk_weights", .dtype = ST_F32, .rank = 2, .shape = {5, 2}},
         };
@@ -291,7 +291,7 @@ static void test_models_refused(void **state)
     snprintf(hidden, sizeof hidden, "%s/hidden.safetensors", folder);
     snprintf(bad, sizeof bad, "%s/bad", folder);
     snprintf(out, sizeof out, "%s/out", folder);
-    tiny_hidden_write(hidden, 2, TINY_H, 2, TINY_E, 1);
+    tiny_hidden_write(hidden, 2, 2, 1);
     write_file(bad, "no container");
 #define RUN(model, layer)                                                                          \
     "run --model %s --layer " layer " --hidden %s --out %s", model, hidden, out
@@ -356,7 +356,7 @@ static void test_json(void **state)
     char hidden[128], out[128];
     snprintf(hidden, sizeof hidden, "%s/hidden.safetensors", folder);
     snprintf(out, sizeof out, "%s/out", folder);
-    tiny_hidden_write(hidden, 2, TINY_H, 2, TINY_E, 1);
+    tiny_hidden_write(hidden, 2, 2, 1);
     tiny_model_write(TINY_QWEN3, folder, -1);
     json_t *o = tool_json(0, "run --model %s --layer 1 --hidden %s --out %s --hidden-dtype fp16",
                           folder, hidden, out);

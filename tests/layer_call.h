@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* layer_file.h - tensors in files, and what the library's own calls make of them with a model's
+/* layer_call.h - tensors in files, and what the library's own calls make of them with a model's
  * layer: what moe-tkg run is held against. */
-#ifndef MOE_TEST_LAYER_FILE_H
-#define MOE_TEST_LAYER_FILE_H
+#ifndef MOE_TEST_LAYER_CALL_H
+#define MOE_TEST_LAYER_CALL_H
 
 #include "io/safetensors.h"
 

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include "layer_file.h"
+#include "layer_call.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
