@@ -14,7 +14,8 @@ moe_isa(scalar)
 if(CMAKE_C_FLAGS MATCHES "-fanalyzer")
     set(unanalyzed -fno-analyzer)
     # It also knows no shifts of vectors (gcc 12: "shift by count 8 >= precision of type 3") and loses what is in them.
-    set_source_files_properties(src/pack_bf12.c src/pack_matrix.c src/pack_words.c PROPERTIES COMPILE_OPTIONS -fno-analyzer)
+    set_source_files_properties(src/pack_bf12.c src/pack_blocks.c src/pack_matrix.c src/pack_words.c
+        PROPERTIES COMPILE_OPTIONS -fno-analyzer)
 endif()
 # So do the places of variables for a debugger.
 if(CMAKE_C_COMPILER_ID STREQUAL GNU)

@@ -417,8 +417,8 @@ MOE_API const char *moe_isa_level(size_t i);
 /* ---- packed experts -------------------------------------------------------------------------- */
 
 /* An array that every expert has one of: [rows, columns], or [rows] (columns 1).  All strides are
- * in bytes, multiples of the element and not negative, and may be anything that stays inside the
- * caller's memory: fused, interleaved and transposed tensors are strides.  0 repeats an expert, or
+ * in bytes, multiples of the element (blocks: any) and not negative, and may be anything that stays
+ * inside the caller's memory: fused, interleaved and transposed tensors are strides.  0 repeats an expert, or
  * the one value of an array [rows]; between rows or columns of a matrix it is refused. */
 typedef struct moe_array {
     moe_dtype dtype;            /* MOE_DTYPE_NONE: not given */
@@ -426,7 +426,7 @@ typedef struct moe_array {
     const void *const *experts; /* ... or, with data NULL, E_L pointers, one for each expert */
     int64_t expert_stride;      /* read only with data */
     int64_t row_stride;         /* 0 for an array [rows]: one value for all rows */
-    int64_t column_stride;      /* the element's size where columns are neighbours; E2M1_X2: 1 */
+    int64_t column_stride;      /* the element's size where columns are neighbours; X2: 1 */
 } moe_array;
 
 /* A weight matrix [rows, k] of every expert: y[row] = sum over k of x[k] w[row][k].
@@ -501,7 +501,7 @@ static inline moe_experts_args moe_experts_args_init(void)
     return args;
 }
 
-/* Dense [E_L, rows, columns] of one tensor: columns in k, so half as many bytes of e2m1_x2.  Strides
+/* Dense [E_L, rows, columns] of one tensor: columns in k, moe_dtype_k of them an element.  Strides
  * that do not fit wrap around; no array of such a size is accepted. */
 static inline moe_array moe_array_dense(const void *data, moe_dtype dtype, int64_t rows,
                                         int64_t columns)
@@ -511,8 +511,8 @@ static inline moe_array moe_array_dense(const void *data, moe_dtype dtype, int64
     a.dtype = dtype;
     a.data = data;
     a.column_stride = (int64_t)moe_dtype_size(dtype);
-    a.row_stride = dtype == MOE_E2M1_X2 ? columns / 2
-                                        : (int64_t)((uint64_t)columns * (uint64_t)a.column_stride);
+    const int64_t k = (int64_t)moe_dtype_k(dtype); /* of an element */
+    a.row_stride = (int64_t)((uint64_t)(k > 1 ? columns / k : columns) * (uint64_t)a.column_stride);
     a.expert_stride = (int64_t)((uint64_t)rows * (uint64_t)a.row_stride);
     return a;
 }

@@ -26,33 +26,49 @@ int moe_version_number(void)
 
 static const struct {
     const char *name;
-    size_t size;
-} dtypes[] = {
-    [MOE_DTYPE_NONE] = {"none", 0},
-    [MOE_BF16] = {"bf16", 2},
-    [MOE_F16] = {"f16", 2},
-    [MOE_F32] = {"f32", 4},
-    [MOE_E4M3_IEEE] = {"e4m3_ieee", 1},
-    [MOE_E4M3FN] = {"e4m3fn", 1},
-    [MOE_E8M0] = {"e8m0", 1},
-    [MOE_MXFP4_X4] = {"mxfp4_x4", 2},
-    [MOE_MXFP8_X4] = {"mxfp8_x4", 4},
-    [MOE_I32] = {"i32", 4},
-    [MOE_U32] = {"u32", 4},
-    [MOE_I64] = {"i64", 8},
-    [MOE_E2M1_X2] = {"e2m1_x2", 1},
+    size_t size, k;
+} dtypes[MOE_DTYPE_COUNT] = {
+    [MOE_DTYPE_NONE] = {"none", 0, 0},
+    [MOE_BF16] = {"bf16", 2, 1},
+    [MOE_F16] = {"f16", 2, 1},
+    [MOE_F32] = {"f32", 4, 1},
+    [MOE_E4M3_IEEE] = {"e4m3_ieee", 1, 1},
+    [MOE_E4M3FN] = {"e4m3fn", 1, 1},
+    [MOE_E8M0] = {"e8m0", 1, 1},
+    [MOE_MXFP4_X4] = {"mxfp4_x4", 2, 4},
+    [MOE_MXFP8_X4] = {"mxfp8_x4", 4, 4},
+    [MOE_I32] = {"i32", 4, 1},
+    [MOE_U32] = {"u32", 4, 1},
+    [MOE_I64] = {"i64", 8, 1},
+    [MOE_E2M1_X2] = {"e2m1_x2", 1, 2},
+    [MOE_INT4_X2] = {"int4_x2", 1, 2},
+    [MOE_Q8_0] = {"q8_0", 34, 32},
+    [MOE_Q4_0] = {"q4_0", 18, 32},
+    [MOE_Q4_K] = {"q4_k", 144, 256},
+    [MOE_Q5_K] = {"q5_k", 176, 256},
+    [MOE_Q6_K] = {"q6_k", 210, 256},
+    [MOE_GGML_MXFP4] = {"ggml_mxfp4", 17, 32},
+    [MOE_GGML_NVFP4] = {"ggml_nvfp4", 36, 64},
 };
+
+static bool is_dtype(moe_dtype dtype)
+{
+    return (size_t)dtype < MOE_DTYPE_COUNT;
+}
 
 size_t moe_dtype_size(moe_dtype dtype)
 {
-    size_t i = (size_t)dtype;
-    return i < sizeof dtypes / sizeof dtypes[0] ? dtypes[i].size : 0;
+    return is_dtype(dtype) ? dtypes[dtype].size : 0;
+}
+
+size_t moe_dtype_k(moe_dtype dtype)
+{
+    return is_dtype(dtype) ? dtypes[dtype].k : 0;
 }
 
 const char *moe_dtype_name(moe_dtype dtype)
 {
-    size_t i = (size_t)dtype;
-    return i < sizeof dtypes / sizeof dtypes[0] ? dtypes[i].name : "unknown";
+    return is_dtype(dtype) ? dtypes[dtype].name : "unknown";
 }
 
 /* Counts a use of the call's packed experts, if it has any: from before their check on, so that

@@ -6,18 +6,46 @@
 #include <stdio.h>
 #include <string.h>
 
-static _Thread_local char last_error[512];
+enum { TEXT = 512 };
+
+static _Thread_local char last_error[TEXT];
+static _Thread_local unsigned errors;
+
+/* One line, whatever text of the caller's is in it. */
+static void keep(const char *text)
+{
+    size_t n = 0;
+    for (; n < TEXT - 1 && text[n] != '\0'; n++)
+        last_error[n] = (unsigned char)text[n] < ' ' ? '?' : text[n];
+    last_error[n] = '\0';
+    errors++;
+}
 
 moe_status error_set(moe_status status, const char *format, ...)
 {
+    char text[TEXT];
     va_list list;
     va_start(list, format);
-    vsnprintf(last_error, sizeof last_error, format, list);
+    vsnprintf(text, sizeof text, format, list);
     va_end(list);
-    for (char *c = last_error; *c != '\0';
-         c++) /* one line, whatever text of the caller's is in it */
-        if ((unsigned char)*c < ' ') *c = '?';
+    keep(text);
     return status;
+}
+
+void error_prefix(const char *format, ...)
+{
+    char text[2 * TEXT];
+    va_list list;
+    va_start(list, format);
+    vsnprintf(text, TEXT, format, list);
+    va_end(list);
+    memcpy(text + strlen(text), last_error, TEXT); /* a string shorter than TEXT */
+    keep(text);
+}
+
+unsigned error_count(void)
+{
+    return errors;
 }
 
 moe_status error_struct_size(const void *structure, size_t known, const char *name)
@@ -52,7 +80,8 @@ const char *moe_status_name(moe_status status)
         "MOE_E_VALUE",      "MOE_E_DIM",         "MOE_E_SHAPE",    "MOE_E_DTYPE",
         "MOE_E_LAYOUT",     "MOE_E_UNSUPPORTED", "MOE_E_OVERFLOW", "MOE_E_EXPERT_INDEX",
         "MOE_E_RANK_RANGE", "MOE_E_ALIGN",       "MOE_E_ALIAS",    "MOE_E_NOMEM",
-        "MOE_E_ISA",        "MOE_E_BUSY",
+        "MOE_E_ISA",        "MOE_E_BUSY",        "MOE_E_OPEN",     "MOE_E_READ",
+        "MOE_E_WRITE",      "MOE_E_FORMAT",      "MOE_E_MODEL",    "MOE_E_STALE",
     };
     size_t i = (size_t)status;
     return i < sizeof names / sizeof names[0] ? names[i] : "unknown moe_status";

@@ -9,6 +9,12 @@
 moe_status error_set(moe_status status, const char *format, ...)
     __attribute__((format(printf, 2, 3)));
 
+/* Puts text before the last error's. */
+void error_prefix(const char *format, ...) __attribute__((format(printf, 1, 2)));
+
+/* How many errors this thread has set so far: whether a callback set one. */
+unsigned error_count(void);
+
 /* Whether a caller's structure, which begins with its size_t struct_size, is of a version that this
  * library knows: at least `known` bytes, and zeros in what it has beyond.  name: its type, whose
  * initialiser is name_init(). */

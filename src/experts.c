@@ -23,7 +23,9 @@
 /* One packing, from its arguments to its end. */
 typedef struct packing {
     const moe_experts_args *args;
-    pack_source source;
+    size_t E_L;
+    pack_source source; /* of all experts, or with fetch of the slice from `first` on */
+    size_t first;
     pack_layout layout;
     size_t panels;            /* of an expert */
     size_t shares;            /* participants of a loop */
@@ -42,14 +44,13 @@ static pack_bf12_run run_of(const packing *p, size_t e, size_t first, size_t end
     pack_bf12_run r = {.s = &p->source, .e = e, .down = down};
     r.first = down ? first - l->gate_up_panels : first;
     r.k = down ? l->mid_k : l->hidden_k;
-    r.halves = down ? pack_down_halves(l, r.first) : 2;
-    r.count = end - first < PACK_RUN ? end - first : PACK_RUN;
-    if (down) r.count = pack_down_run(l, r.first, r.count);
+    r.halves = pack_halves(l, down, r.first);
+    r.count = pack_run_length(l, down, r.first, end - first);
     return r;
 }
 
-/* Calls run for a participant's share of one expert: of the gate_up panels, then of the down
- * panels. */
+/* Calls run for a participant's share of one expert of the slice: of the gate_up panels, then of
+ * the down panels.  number: of the run's first panel, through all experts. */
 static void for_share(const packing *p, size_t i,
                       void (*run)(const packing *p, const pack_bf12_run *r, size_t number))
 {
@@ -60,7 +61,7 @@ static void for_share(const packing *p, size_t i,
                end = first[part] + count[part] * (share + 1) / p->shares;
         while (n < end) {
             pack_bf12_run r = run_of(p, e, n, end);
-            run(p, &r, e * p->panels + n);
+            run(p, &r, (p->first + e) * p->panels + n);
             n += r.count;
         }
     }
@@ -146,14 +147,13 @@ static void code_share(void *arg, size_t i)
 static void pack_run_of(const packing *p, const pack_bf12_run *r, size_t number)
 {
     const moe_experts *x = p->experts;
-    uint8_t *expert = (uint8_t *)(uintptr_t)x->base + r->e * p->layout.bytes;
-    size_t mid_k = x->mid_k[r->e];
-    (void)number;
+    size_t e = number / p->panels, mid_k = x->mid_k[e];
+    uint8_t *expert = (uint8_t *)(uintptr_t)x->base + e * p->layout.bytes;
     if (r->down) {
         pack_down(r->s, &p->layout, r->e, r->first, r->count, mid_k, expert);
         return;
     }
-    size_t used = size_pieces(mid_k, KERNEL_ROWS); /* lanes past mid_k are never read */
+    size_t used = pack_gate_up_panels(&p->layout, mid_k); /* lanes past mid_k are never read */
     if (r->first < used)
         pack_gate_up(r->s, &p->layout, r->e, r->first,
                      used - r->first < r->count ? used - r->first : r->count, expert);
@@ -174,6 +174,7 @@ static moe_status prepare(const moe_experts_args *args, bool reads, packing *p)
     p->args = args;
     moe_status s = validate_experts(args, &p->source);
     if (s != MOE_OK) return s;
+    p->E_L = p->source.E_L;
     size_t all;
     if (!pack_layout_of(&p->source, &p->layout) ||
         !checked_mul(p->layout.bytes, p->source.E_L, &all) || all > PTRDIFF_MAX / 2)
@@ -183,14 +184,14 @@ static moe_status prepare(const moe_experts_args *args, bool reads, packing *p)
             p->source.E_L, p->source.axis.H, p->source.axis.I);
     p->panels = p->layout.gate_up_panels + p->layout.down_panels;
     reads |= args->packing == MOE_PACK_LOSSLESS;
-    return reads ? validate_experts_data(args, &p->source) : MOE_OK;
+    return reads && args->fetch == NULL ? validate_experts_data(args, &p->source) : MOE_OK;
 }
 
 /* Bytes of working memory: the codings.  Smaller than the panels, whose bytes fit. */
 static size_t scratch_bytes(const packing *p)
 {
     if (p->args->packing != MOE_PACK_LOSSLESS) return KERNEL_ALIGN;
-    return p->source.E_L * p->panels * sizeof(pack_bf12_coding);
+    return p->E_L * p->panels * sizeof(pack_bf12_coding);
 }
 
 static size_t mean_bytes(const moe_experts *x)
@@ -199,10 +200,10 @@ static size_t mean_bytes(const moe_experts *x)
     size_t sum = 0;
     if (x->panel_at != NULL) return (x->bytes - (size_t)(x->base - (const uint8_t *)x)) / x->E_L;
     for (size_t e = 0; e < x->E_L; e++) {
-        size_t panels = l->gate_up_panels - size_pieces(x->mid_k[e], KERNEL_ROWS);
+        size_t panels = l->gate_up_panels - pack_gate_up_panels(l, x->mid_k[e]);
         sum += l->bytes - panels * l->gate_up_bytes;
         for (size_t n = 0; n < l->down_panels; n++) {
-            size_t halves = pack_down_halves(l, n);
+            size_t halves = pack_halves(l, true, n);
             sum -= kernel_panel_bytes(l->down, halves, l->mid_k) -
                    kernel_panel_bytes(l->down, halves, x->mid_k[e]);
         }
@@ -249,11 +250,11 @@ void experts_free(moe_experts *x)
 static void fill_handle(const packing *p, moe_experts *x)
 {
     const moe_experts_args *a = p->args;
-    x->E_L = p->source.E_L;
+    x->E_L = p->E_L;
     x->axis = p->source.axis;
     x->layout = p->layout;
-    x->gate_up = a->expert_gate_up_weights == NULL ? a->gate.weights.dtype
-                                                   : a->expert_gate_up_weights->dtype;
+    x->gate_up =
+        a->expert_gate_up_weights == NULL ? a->up.weights.dtype : a->expert_gate_up_weights->dtype;
     x->down =
         a->expert_gate_up_weights == NULL ? a->down.weights.dtype : a->expert_down_weights->dtype;
     x->packing = a->packing;
@@ -267,29 +268,60 @@ static void fill_handle(const packing *p, moe_experts *x)
     }
 }
 
+/* Asks for the next `count` experts from p->first on, of which p->source then is. */
+static moe_status fetch(packing *p, size_t count)
+{
+    moe_experts_args part = *p->args;
+    unsigned errors = error_count();
+    part.E_L = (int64_t)count;
+    moe_status s = p->args->fetch(p->args->fetch_user, (int64_t)p->first, (int64_t)count, &part);
+    if (s != MOE_OK && error_count() == errors) error_set(s, "%s", moe_status_name(s));
+    if (s == MOE_OK) s = validate_fetched(p->args, count, &part, &p->source);
+    if (s == MOE_OK) return s;
+    error_prefix("fetch: experts [%zu, %zu): ", p->first, p->first + count);
+    return s;
+}
+
+/* Runs a pass over all experts, in as many slices as they are fetched. */
+static moe_status pass(packing *p, const context_call *call, void (*share)(void *arg, size_t i))
+{
+    size_t most = p->args->fetch != NULL ? (size_t)p->args->fetch_count : p->E_L, count;
+    for (p->first = 0; p->first < p->E_L; p->first += count) {
+        count = size_smaller(p->E_L - p->first, most);
+        moe_status s = p->args->fetch != NULL ? fetch(p, count) : MOE_OK;
+        if (s != MOE_OK) return s;
+        threads_loop(call->team, p->shares * count, share, p);
+    }
+    return MOE_OK;
+}
+
 /* What is done with the context's threads and scratch: reads the weights if the size depends on
  * them, and with experts not NULL packs. */
 static moe_status work(moe_context *context, packing *p, const context_call *call, size_t *bytes,
                        moe_experts **experts)
 {
     experts_block b;
+    moe_status s = MOE_OK;
     bool coded = p->args->packing == MOE_PACK_LOSSLESS;
     p->shares = call->team == NULL ? 1 : (size_t)threads_count(call->team);
-    size_t items = p->shares * p->source.E_L;
     if (coded) {
         p->coding = (pack_bf12_coding *)(void *)call->scratch;
-        threads_loop(call->team, items, choose_share, p);
+        s = pass(p, call, choose_share);
+        if (s != MOE_OK) return s;
     }
     if (!block_of(p, &b))
         return error_set(MOE_E_OVERFLOW,
-                         "E_L = %zu: the packed experts' bytes do not fit in size_t",
-                         p->source.E_L);
+                         "E_L = %zu: the packed experts' bytes do not fit in size_t", p->E_L);
     *bytes = b.bytes;
     if (experts == NULL) return MOE_OK;
     p->experts = experts_begin(&b, context_memory(context));
     if (p->experts == NULL) return MOE_E_NOMEM;
     fill_handle(p, p->experts);
-    threads_loop(call->team, items, coded ? code_share : pack_share, p);
+    s = pass(p, call, coded ? code_share : pack_share);
+    if (s != MOE_OK) {
+        experts_free(p->experts);
+        return s;
+    }
     experts_end(p->experts);
     *experts = p->experts;
     return MOE_OK;
@@ -303,7 +335,7 @@ static moe_status with_context(moe_context *context, packing *p, size_t *bytes,
     int cancel;
     pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancel);
     moe_status s = MOE_E_NOMEM;
-    if (context_enter(context, NULL, scratch_bytes(p), p->source.E_L * p->layout.bytes, &call)) {
+    if (context_enter(context, NULL, scratch_bytes(p), p->E_L * p->layout.bytes, &call)) {
         s = work(context, p, &call, bytes, experts);
         context_leave(context, &call);
     } else {
@@ -323,7 +355,7 @@ moe_status moe_experts_bytes(moe_context *context, const moe_experts_args *args,
     experts_block b;
     if (!block_of(&p, &b))
         return error_set(MOE_E_OVERFLOW,
-                         "E_L = %zu: the packed experts' bytes do not fit in size_t", p.source.E_L);
+                         "E_L = %zu: the packed experts' bytes do not fit in size_t", p.E_L);
     *bytes = b.bytes;
     return MOE_OK;
 }
@@ -389,6 +421,7 @@ moe_status moe_experts_describe(const moe_experts *experts, moe_experts_info *in
     info->I = (int64_t)experts->axis.I;
     info->gate_up = experts->gate_up;
     info->down = experts->down;
+    info->has_gate = !experts->layout.ungated;
     info->packing = experts->packing;
     info->bytes = experts->bytes;
     info->expert_bytes = experts->expert_bytes;
@@ -415,7 +448,8 @@ kernel_panel experts_gate_up(const moe_experts *x, size_t e, size_t panel)
     const pack_layout *l = &x->layout;
     if (x->panel_at == NULL) return pack_gate_up_panel(l, x->base + e * l->bytes, panel);
     return coded(x, e * (l->gate_up_panels + l->down_panels) + panel,
-                 (kernel_panel){.k = l->hidden_k, .halves = 2}, l->gate_up_scale, l->gate_up_bias);
+                 (kernel_panel){.k = l->hidden_k, .halves = pack_halves(l, false, panel)},
+                 l->gate_up_scale, l->gate_up_bias);
 }
 
 kernel_panel experts_down(const moe_experts *x, size_t e, size_t panel)
@@ -423,6 +457,6 @@ kernel_panel experts_down(const moe_experts *x, size_t e, size_t panel)
     const pack_layout *l = &x->layout;
     if (x->panel_at == NULL) return pack_down_panel(l, x->base + e * l->bytes, panel, x->mid_k[e]);
     return coded(x, e * (l->gate_up_panels + l->down_panels) + l->gate_up_panels + panel,
-                 (kernel_panel){.k = l->mid_k, .halves = pack_down_halves(l, panel)}, l->down_scale,
-                 l->down_bias);
+                 (kernel_panel){.k = l->mid_k, .halves = pack_halves(l, true, panel)},
+                 l->down_scale, l->down_bias);
 }

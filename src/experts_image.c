@@ -26,8 +26,16 @@ enum {
     TILE = 512 /* lanes of an intermediate tile, hidden values of a strided one */
 };
 
-/* Which f32 rows there are, and the order of k. */
-enum { GATE_UP_SCALE = 1, DOWN_SCALE = 2, GATE_UP_BIAS = 4, DOWN_BIAS = 8, STRIDED = 16 };
+/* Which f32 rows there are, the order of k, experts without a gate. */
+enum {
+    GATE_UP_SCALE = 1,
+    DOWN_SCALE = 2,
+    GATE_UP_BIAS = 4,
+    DOWN_BIAS = 8,
+    STRIDED = 16,
+    UNGATED = 32,
+    FLAGS = 63
+};
 
 typedef struct image_head {
     char name[8];
@@ -94,7 +102,7 @@ static image_head head_of(const moe_experts *x, size_t bytes_of_panels)
     h.packing = (uint32_t)x->packing;
     h.flags = (l->gate_up_scale ? GATE_UP_SCALE : 0u) | (l->down_scale ? DOWN_SCALE : 0u) |
               (l->gate_up_bias ? GATE_UP_BIAS : 0u) | (l->down_bias ? DOWN_BIAS : 0u) |
-              (x->axis.strided ? STRIDED : 0u);
+              (x->axis.strided ? STRIDED : 0u) | (l->ungated ? UNGATED : 0u);
     h.tiles_h = x->axis.tiles_h;
     h.tiles_i = x->axis.tiles_i;
     h.hidden_k = l->hidden_k;
@@ -136,12 +144,12 @@ static void put_zeros(sink *s, size_t bytes)
 /* An expert with fewer lanes: without the panels and ends of panels that are not written. */
 static void put_short_expert(sink *s, const pack_layout *l, const uint8_t *at, size_t mid_k)
 {
-    size_t used = size_pieces(mid_k, KERNEL_ROWS) * l->gate_up_bytes;
+    size_t used = pack_gate_up_panels(l, mid_k) * l->gate_up_bytes;
     put(s, at, used);
     put_zeros(s, l->down_at - used);
     at += l->down_at;
     for (size_t n = 0; n < l->down_panels; n++) {
-        size_t halves = pack_down_halves(l, n), rows = pack_rows_bytes(l, true, halves);
+        size_t halves = pack_halves(l, true, n), rows = pack_rows_bytes(l, true, halves);
         size_t lines = kernel_panel_bytes(l->down, halves, l->mid_k);
         size_t written = kernel_panel_bytes(l->down, halves, mid_k);
         put(s, at, written);
@@ -221,44 +229,71 @@ static moe_status check_kind(const image_head *h)
     return MOE_OK;
 }
 
-/* What element types of weights a format is packed from. */
+/* The formats that weights of an element type are packed to. */
+static uint32_t formats_of(uint32_t dtype, bool strided)
+{
+    const uint32_t int4 = (1u << (FORMAT_INT4_F16_128 + 1)) - (1u << FORMAT_INT4_BF16_32);
+    if (strided)
+        return dtype == MOE_MXFP4_X4   ? 1u << FORMAT_MXFP4
+               : dtype == MOE_MXFP8_X4 ? 1u << FORMAT_MXFP8
+                                       : 0;
+    switch ((moe_dtype)dtype) {
+    case MOE_BF16: return 1u << FORMAT_BF16;
+    case MOE_F16: return 1u << FORMAT_F16;
+    case MOE_F32: return 1u << FORMAT_F32;
+    case MOE_E4M3_IEEE: return 1u << FORMAT_E4M3_IEEE;
+    case MOE_E4M3FN: return 1u << FORMAT_E4M3FN | 1u << FORMAT_MXFP8 | 1u << FORMAT_FP8_BLOCK;
+    case MOE_E2M1_X2: return 1u << FORMAT_MXFP4 | 1u << FORMAT_NVFP4;
+    case MOE_INT4_X2: return int4;
+    case MOE_Q8_0: return 1u << FORMAT_Q8_0;
+    case MOE_Q4_0: return 1u << FORMAT_INT4_F16_32;
+    case MOE_Q4_K: return 1u << FORMAT_Q4_K;
+    case MOE_Q5_K: return 1u << FORMAT_Q5_K;
+    case MOE_Q6_K: return 1u << FORMAT_Q6_K;
+    case MOE_GGML_MXFP4: return 1u << FORMAT_MXFP4;
+    case MOE_GGML_NVFP4: return 1u << FORMAT_NVFP4;
+    default: return 0;
+    }
+}
+
 static bool is_format_of(uint32_t format, uint32_t dtype, bool strided)
 {
-    switch ((moe_dtype)dtype) {
-    case MOE_BF16: return format == FORMAT_BF16 && !strided;
-    case MOE_F16: return format == FORMAT_F16 && !strided;
-    case MOE_F32: return format == FORMAT_F32 && !strided;
-    case MOE_E4M3_IEEE: return format == FORMAT_E4M3_IEEE && !strided;
-    case MOE_E4M3FN: return (format == FORMAT_E4M3FN || format == FORMAT_MXFP8) && !strided;
-    case MOE_E2M1_X2: return format == FORMAT_MXFP4 && !strided;
-    case MOE_MXFP4_X4: return format == FORMAT_MXFP4 && strided;
-    case MOE_MXFP8_X4: return format == FORMAT_MXFP8 && strided;
-    default: return false;
-    }
+    return format < FORMAT_COUNT && (formats_of(dtype, strided) >> format & 1) != 0;
+}
+
+/* What a row's k is a multiple of. */
+static uint64_t k_step(uint32_t format, uint32_t dtype)
+{
+    const kernel_info *f = &kernel_formats[format];
+    uint64_t run = format == FORMAT_FP8_BLOCK || f->scale_k == 0 ? 1 : f->scale_k;
+    uint64_t element = moe_dtype_k((moe_dtype)dtype);
+    return run > element ? run : element;
+}
+
+static bool is_size(uint64_t n, uint64_t step)
+{
+    return n >= 1 && n <= INT64_MAX && n % step == 0;
 }
 
 /* The independent numbers, each and together. */
 static moe_status check_numbers(const image_head *h)
 {
-    const uint32_t flags = GATE_UP_SCALE | DOWN_SCALE | GATE_UP_BIAS | DOWN_BIAS | STRIDED;
     bool strided = (h->flags & STRIDED) != 0;
-    if ((h->flags & ~flags) != 0) return REFUSE(flags, "unknown flags");
+    if ((h->flags & ~(uint32_t)FLAGS) != 0) return REFUSE(flags, "unknown flags");
+    if (strided && (h->flags & (GATE_UP_SCALE | DOWN_SCALE | UNGATED)) != 0)
+        return REFUSE(flags, "flags of rows in the operator's own order");
     if (!is_format_of(h->gate_up, h->gate_up_dtype, strided))
         return REFUSE(gate_up, "gate_up has no format of its element type");
     if (!is_format_of(h->down, h->down_dtype, strided))
         return REFUSE(down, "down has no format of its element type");
-    bool mx = kernel_is_mx((kernel_format)h->gate_up);
-    if (kernel_is_mx((kernel_format)h->down) != mx)
-        return REFUSE(down, "one of gate_up and down is MX");
-    if (mx && (h->flags & (GATE_UP_SCALE | DOWN_SCALE)) != 0)
-        return REFUSE(flags, "MX weights with scales of rows");
     if (h->packing > MOE_PACK_LOSSLESS ||
         (h->packing == MOE_PACK_LOSSLESS && (h->gate_up != FORMAT_BF16 || h->down != FORMAT_BF16)))
         return REFUSE(packing, "no packing of these formats");
-    if (h->E_L < 1 || h->E_L > INT64_MAX) return REFUSE(E_L, "E_L out of range");
-    uint64_t step_h = strided ? TILE : mx ? KERNEL_BLOCK : 1, step_i = mx && !strided ? step_h : 1;
-    if (h->H < 1 || h->H > INT64_MAX || h->H % step_h != 0) return REFUSE(H, "H out of range");
-    if (h->I < 1 || h->I > INT64_MAX || h->I % step_i != 0) return REFUSE(I, "I out of range");
+    if (!is_size(h->E_L, 1)) return REFUSE(E_L, "E_L out of range");
+    if (!is_size(h->H, strided ? TILE : k_step(h->gate_up, h->gate_up_dtype)))
+        return REFUSE(H, "H out of range");
+    if (!is_size(h->I, strided ? 1 : k_step(h->down, h->down_dtype)))
+        return REFUSE(I, "I out of range");
     uint64_t least = h->I > TILE ? LANES_MOST : (h->I + 7) / 8 * 2;
     if (strided ? h->lanes_p < least || h->lanes_p > LANES_MOST || h->lanes_p % 8 != 0
                 : h->lanes_p != 0)
@@ -281,6 +316,7 @@ static bool derive(const image_head *h, moe_experts *x)
     }
     l->gate_up = (kernel_format)h->gate_up;
     l->down = (kernel_format)h->down;
+    l->ungated = (h->flags & UNGATED) != 0;
     l->gate_up_scale = (h->flags & GATE_UP_SCALE) != 0;
     l->down_scale = (h->flags & DOWN_SCALE) != 0;
     l->gate_up_bias = (h->flags & GATE_UP_BIAS) != 0;
@@ -322,7 +358,7 @@ static bool is_sound(const moe_experts *x, size_t number)
     size_t panel = number % panels_of(x), at = x->panel_at[number];
     size_t end = number + 1 < x->E_L * panels_of(x) ? x->panel_at[number + 1] : panel_bytes(x);
     bool down = panel >= l->gate_up_panels;
-    size_t halves = down ? pack_down_halves(l, panel - l->gate_up_panels) : 2;
+    size_t halves = pack_halves(l, down, down ? panel - l->gate_up_panels : panel);
     size_t k = down ? l->mid_k : l->hidden_k, rows = pack_rows_bytes(l, down, halves);
     size_t bytes = x->panel_format[number] == FORMAT_BF16
                        ? kernel_panel_bytes(FORMAT_BF16, halves, k)

@@ -47,9 +47,9 @@ static size_t place(const forward *f, const plan_group *g)
 
 /* The tiles of a group: as few as their width allows, as even as they come. */
 static kernel_tiles tiles_of(const forward *f, const plan_group *g, const uint8_t *tile,
-                             size_t row_bytes)
+                             size_t row_bytes, size_t widest)
 {
-    size_t n = size_pieces(g->count, f->plan->tile_width), width = size_pieces(g->count, n);
+    size_t n = size_pieces(g->count, widest), width = size_pieces(g->count, n);
     return (kernel_tiles){tile + place(f, g) * row_bytes, g->count, width, width * row_bytes};
 }
 
@@ -62,14 +62,14 @@ static const plan_term *term_of(const forward *f, const plan_group *g)
 static kernel_tiles hidden_tiles(const forward *f, const plan_group *g)
 {
     size_t bytes = f->plan->scratch.hidden_row;
-    kernel_tiles tiles = tiles_of(f, g, f->hidden_tile, bytes);
+    kernel_tiles tiles = tiles_of(f, g, f->hidden_tile, bytes, f->plan->hidden_width);
     if (g->count == 1) tiles.x = f->hidden + term_of(f, g)->token * bytes;
     return tiles;
 }
 
 static kernel_tiles mid_tiles(const forward *f, const plan_group *g)
 {
-    return tiles_of(f, g, f->mid_tile, f->plan->scratch.mid_row);
+    return tiles_of(f, g, f->mid_tile, f->plan->scratch.mid_row, f->plan->mid_width);
 }
 
 /* The group that term n of the pass belongs to. */
@@ -137,7 +137,7 @@ static void pack_panels(void *arg, size_t i)
         pack_down(s, l, g->expert, first, size_smaller(l->down_panels - first, PACK_RUN), g->mid_k,
                   packed(f, g));
     } else {
-        size_t first = run * PACK_RUN, end = size_pieces(g->mid_k, KERNEL_ROWS);
+        size_t first = run * PACK_RUN, end = pack_gate_up_panels(l, g->mid_k);
         if (first < end)
             pack_gate_up(s, l, g->expert, first, size_smaller(end - first, PACK_RUN), packed(f, g));
     }
@@ -161,16 +161,14 @@ static void hidden_tile(void *arg, size_t n)
 
 /* Rows of a panel that no hidden value may reach.  Pad lanes have sums of +0 even where hidden is
  * infinite: their m is what the same kernel makes of no terms at all, the same for every token.
- * A row past I, that pads k to even, is +0. */
+ * A row past I, that pads k, is +0. */
 static void fill_pads(const forward *f, size_t panel, const kernel_gate_up *a)
 {
-    uint32_t pads = pack_pad_rows(&f->p->axis, panel);
-    size_t first = panel * KERNEL_ROWS;
+    const axis *x = &f->p->axis;
+    uint32_t pads = pack_pad_rows(x, panel);
     float mid[KERNEL_ROWS] = {0};
-    if (!f->p->mx)
-        pads = first + KERNEL_ROWS > f->p->axis.I ? 0xFFFFu << (f->p->axis.I - first) & 0xFFFFu : 0;
     if (pads == 0) return;
-    if (f->p->mx) {
+    if (x->strided) {
         kernel_gate_up none = *a;
         none.panel.k = 0;
         none.tiles.tokens = 1;

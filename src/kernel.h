@@ -9,55 +9,75 @@
  *
  * PANELS.  A panel is two halves of KERNEL_ROWS output rows each and their whole k axis: one
  * stream of 64-byte lines, read once from front to back.  A gate_up panel holds rows of gate and
- * the same rows of up; a down panel 2 * KERNEL_ROWS neighbouring rows, and the last one a single
+ * the same rows of up, or, of experts without a gate, 2 * KERNEL_ROWS neighbouring rows of up; a
+ * down panel 2 * KERNEL_ROWS neighbouring rows.  The last panel of neighbouring rows is a single
  * half where no more rows are left.  Lines of the halves alternate, so that an operand is read
- * once for both.  Rows past the last and k past the last are zero codes.
+ * once for both.  Terms past the last have codes of value zero (int4: 8, else 0); rows past the
+ * last codes 0, and scales whose bytes are 0 (e8m0: 127).
  *
  *   line of a half     row r (0..15), term k of the line
  *   f32       1 k      32 bits at byte 4 r
  *   f16       2 k      16 bits at byte 32 k + 2 r
  *   bf16      2 k      16 bits at byte 4 r + 2 k
- *   8 bits    4 k      byte 16 (r / 4) + 8 (k / 2) + 2 (r % 4) + k % 2
+ *   e4m3      4 k      byte 16 (r / 4) + 8 (k / 2) + 2 (r % 4) + k % 2
+ *   int8      4 k      two lines hold 8 k: line k / 2 % 2, byte 4 r + 2 (k % 2) + k / 4
  *   4 bits    8 k      bits 16 (k % 2) + 4 (k / 2) and up of the 32 at byte 4 r
  *   bf12      8 k      three lines: the codes as 4-bit elements; then two lines, for k 0..3 and
  *                      4..7, of sign and mantissa: of bf16 term k the sign at bit 15 and the
  *                      mantissa at bits 0..6 of the 16 bits at byte 4 r + 2 (k % 2), for k % 4 > 1
  *                      with the two bytes exchanged
  *
- *   plain panel      lines j = 0, 1, ...: half 0 line j, half 1 line j
- *   MX panel         groups of 2 (one half: 4) blocks: a line of scale bytes (block, half, row;
- *                    127 for blocks past the last), then the blocks' lines, halves alternating
+ *   plain panel      lines j = 0, 1, ...: half 0 line j, half 1 line j.  kernel_line_of says which
+ *                    line of a half has term k, kernel_line_at where in the stream it is,
+ *                    kernel_bit_at at which of its bits row r has the term
+ *   scaled panel     chunks of kernel_formats[f].chunk terms; the last may have fewer.  A chunk is a
+ *                    section of scales, whole also in the last one, then the chunk's lines as in a
+ *                    plain panel.  k is a multiple of KERNEL_BLOCK
  *   bf12 panel       a head (kernel_bf12_head, whole lines), then lines as a plain panel (of 8 k:
  *                    codes, codes of half 1, k 0..3, those of half 1, k 4..7, those of half 1),
  *                    padded to 8 k with any codes that are no escape
  *
- * k and the blocks are those of docs/numerics.md section 3, in its order.
+ *   section of scales, rounded up to whole lines; kernel_scale_at finds each array of it
+ *     Q4_K, Q5_K, Q6_K    d: an f16 for each half and row
+ *     Q4_K, Q5_K          dmin: likewise
+ *     all                 the scales: for each run of scale_k terms of the chunk, half and row, one
+ *                         e8m0, e4m3fn, bf16, f16 or f32, or (K) u8 or i8 by which d is multiplied
+ *     Q4_K, Q5_K          minima: for each run, half and row a u8 by which dmin is multiplied
+ *   Of runs past the last, and between the arrays' end and the section's, all bytes are 127 with
+ *   e8m0 scales, else 0.
+ *
+ * A STEP is the terms, 32 or 16, whose dot is taken from +0 and scaled into the sum: of one run, or
+ * a part of it.  k, blocks and steps are those of docs/numerics.md section 3, in its order.
  *
  * OPERANDS.  The rows x of one token (or of one token and expert, for the down product) are made
  * of 32-bit words:
  *   OPERAND_F32    k floats, k even, zero past the last
  *   OPERAND_BF16   k / 2 words: k = 2j in the low half, 2j+1 in the high half
  *   OPERAND_INT8   k / 4 words of codes, in each 8 k the words k0 k4 k1 k5 and k2 k6 k3 k7 as the
- *                  nibbles of a 4-bit line lie; k / 32 floats, half the block's scale; k / 32
- *                  int32, -12 times the sum of the block's codes
+ *                  nibbles of a 4-bit line and the bytes of two int8 lines lie; k / 32 floats, the
+ *                  blocks' scales; k / 32 int32, the sums of the blocks' codes; k / 32 int32, those
+ *                  of the first 16 codes of each block
+ *   OPERAND_SUMS   as OPERAND_F32 (k a multiple of 32); k / 32 floats, the sums of 32 neighbours in
+ *                  the order of docs/numerics.md section 4
  * A tile is the rows of `width` tokens, word by word: word n of token t is at [n * width + t].
  * KERNEL_ALIGN-aligned. */
 #ifndef MOE_KERNEL_H
 #define MOE_KERNEL_H
 
 #include <moe_tkg.h>
+#include <stdbool.h>
 
 enum {
     KERNEL_ROWS = 16,    /* output rows of half a panel */
     KERNEL_LINE = 64,    /* bytes of a line: 4 for each row */
     KERNEL_ALIGN = 64,   /* of panels, operands and f32 rows */
-    KERNEL_BLOCK = 32,   /* k of an MX block */
+    KERNEL_BLOCK = 32,   /* k of a block of operands; a multiple of every step */
     KERNEL_PLAIN = 512,  /* k of a plain block */
     KERNEL_TOKENS = 128, /* tokens that one kernel call takes at most */
     KERNEL_WIDTH = 12    /* tokens of the widest tile */
 };
 
-/* Element formats.  MX ones have an e8m0 scale for each KERNEL_BLOCK k of a row. */
+/* Formats of weights. */
 typedef enum kernel_format {
     FORMAT_BF16,
     FORMAT_F16,
@@ -66,21 +86,102 @@ typedef enum kernel_format {
     FORMAT_E4M3FN,
     FORMAT_MXFP8,
     FORMAT_MXFP4,
-    FORMAT_BF12, /* bf16, its exponents coded */
+    FORMAT_BF12,      /* bf16, its exponents coded */
+    FORMAT_FP8_BLOCK, /* e4m3fn, an f32 scale for each row and 128 k */
+    FORMAT_INT4_BF16_32,
+    FORMAT_INT4_BF16_64,
+    FORMAT_INT4_BF16_128,
+    FORMAT_INT4_F16_32, /* also Q4_0 */
+    FORMAT_INT4_F16_64,
+    FORMAT_INT4_F16_128,
+    FORMAT_Q8_0,
+    FORMAT_Q4_K,
+    FORMAT_Q5_K,
+    FORMAT_Q6_K,
+    FORMAT_NVFP4,
     FORMAT_COUNT
 } kernel_format;
 
+/* What a code of a line is. */
+typedef enum kernel_element {
+    ELEMENT_BF16,
+    ELEMENT_F16,
+    ELEMENT_F32,
+    ELEMENT_E4M3_IEEE,
+    ELEMENT_E4M3FN,
+    ELEMENT_E2M1,
+    ELEMENT_INT4,  /* code - 8 */
+    ELEMENT_UINT4, /* the code */
+    ELEMENT_INT8,  /* two's complement; Q5_K has 0..31, Q6_K -32..31 */
+    ELEMENT_BF12
+} kernel_element;
+
+typedef enum kernel_scale {
+    SCALE_NONE,
+    SCALE_E8M0,
+    SCALE_E4M3, /* e4m3fn, NaN included */
+    SCALE_BF16,
+    SCALE_F16,
+    SCALE_F32,
+    SCALE_K_U8, /* d * u8 */
+    SCALE_K_I8  /* d * i8 */
+} kernel_scale;
+
+typedef struct kernel_info {
+    uint8_t bits; /* of an element of a line (bf12: of its line of codes) */
+    kernel_element element;
+    kernel_scale scale;
+    uint16_t scale_k; /* terms of a run, which share a scale; 0: none */
+    uint16_t chunk;   /* terms of a chunk; plain: of a block */
+    uint16_t step;    /* terms whose dot is taken from +0 */
+    bool minima;
+} kernel_info;
+
+static const kernel_info kernel_formats[FORMAT_COUNT] = {
+    [FORMAT_BF16] = {16, ELEMENT_BF16, SCALE_NONE, 0, 512, 512, false},
+    [FORMAT_F16] = {16, ELEMENT_F16, SCALE_NONE, 0, 512, 512, false},
+    [FORMAT_F32] = {32, ELEMENT_F32, SCALE_NONE, 0, 512, 512, false},
+    [FORMAT_E4M3_IEEE] = {8, ELEMENT_E4M3_IEEE, SCALE_NONE, 0, 512, 512, false},
+    [FORMAT_E4M3FN] = {8, ELEMENT_E4M3FN, SCALE_NONE, 0, 512, 512, false},
+    [FORMAT_MXFP8] = {8, ELEMENT_E4M3FN, SCALE_E8M0, 32, 64, 32, false},
+    [FORMAT_MXFP4] = {4, ELEMENT_E2M1, SCALE_E8M0, 32, 64, 32, false},
+    [FORMAT_BF12] = {4, ELEMENT_BF12, SCALE_NONE, 0, 512, 512, false},
+    [FORMAT_FP8_BLOCK] = {8, ELEMENT_E4M3FN, SCALE_F32, 128, 128, 32, false},
+    [FORMAT_INT4_BF16_32] = {4, ELEMENT_INT4, SCALE_BF16, 32, 64, 32, false},
+    [FORMAT_INT4_BF16_64] = {4, ELEMENT_INT4, SCALE_BF16, 64, 64, 32, false},
+    [FORMAT_INT4_BF16_128] = {4, ELEMENT_INT4, SCALE_BF16, 128, 128, 32, false},
+    [FORMAT_INT4_F16_32] = {4, ELEMENT_INT4, SCALE_F16, 32, 64, 32, false},
+    [FORMAT_INT4_F16_64] = {4, ELEMENT_INT4, SCALE_F16, 64, 64, 32, false},
+    [FORMAT_INT4_F16_128] = {4, ELEMENT_INT4, SCALE_F16, 128, 128, 32, false},
+    [FORMAT_Q8_0] = {8, ELEMENT_INT8, SCALE_F16, 32, 64, 32, false},
+    [FORMAT_Q4_K] = {4, ELEMENT_UINT4, SCALE_K_U8, 32, 256, 32, true},
+    [FORMAT_Q5_K] = {8, ELEMENT_INT8, SCALE_K_U8, 32, 256, 32, true},
+    [FORMAT_Q6_K] = {8, ELEMENT_INT8, SCALE_K_I8, 16, 256, 16, false},
+    [FORMAT_NVFP4] = {4, ELEMENT_E2M1, SCALE_E4M3, 16, 64, 16, false},
+};
+
+/* The arrays of a section of scales. */
+typedef enum kernel_part {
+    PART_SCALE,
+    PART_MINIMUM,
+    PART_D,   /* SCALE_K_...: of the chunk */
+    PART_DMIN /* with minima: of the chunk */
+} kernel_part;
+
+/* A format's kernels take OPERAND_F32 or (with minima) OPERAND_SUMS, OPERAND_INT8 where
+ * kernel_takes_int8, and on some machines OPERAND_BF16. */
 typedef enum kernel_operand {
     OPERAND_F32,
     OPERAND_BF16,
     OPERAND_INT8,
+    OPERAND_SUMS,
     OPERAND_COUNT
 } kernel_operand;
 
 /* What values are rounded to on their way into an operand (docs/numerics.md section 6). */
 typedef enum kernel_rounding {
-    ROUND_NONE,  /* OPERAND_F32; OPERAND_BF16 if every value is a bf16 */
-    ROUND_BF16,  /* OPERAND_F32, OPERAND_BF16 */
+    ROUND_NONE,  /* OPERAND_F32, OPERAND_SUMS; OPERAND_BF16 if every value is a bf16 */
+    ROUND_BF16,  /* OPERAND_F32, OPERAND_SUMS, OPERAND_BF16 */
     ROUND_MXFP8, /* OPERAND_F32, OPERAND_BF16 */
     ROUND_INT8   /* OPERAND_INT8 */
 } kernel_rounding;
@@ -126,8 +227,8 @@ typedef struct kernel_rows {
 typedef struct kernel_panel {
     const uint8_t *stream;
     kernel_format format;
-    size_t k;      /* plain: padded to even; MX: a multiple of KERNEL_BLOCK */
-    size_t halves; /* 2; 1 for a last down panel */
+    size_t k;      /* plain: padded to even; scaled: to a multiple of KERNEL_BLOCK */
+    size_t halves; /* 2; 1 for a last panel of neighbouring rows */
     kernel_rows rows[2];
 } kernel_panel;
 
@@ -150,9 +251,9 @@ typedef struct kernel_down {
 
 /* tile[operand words of block `block`][t] = rounded v[t]     for t < tokens
  *
- * One block of `terms` (even, at most KERNEL_BLOCK; ROUND_MXFP8 and ROUND_INT8: KERNEL_BLOCK)
- * neighbouring terms of each token's row, row t at v + t * stride floats; neighbouring tokens of a
- * tile that is `width` wide. */
+ * One block of `terms` (even, at most KERNEL_BLOCK; KERNEL_BLOCK with ROUND_MXFP8, ROUND_INT8 and
+ * OPERAND_SUMS) neighbouring terms of each token's row, row t at v + t * stride floats; neighbouring
+ * tokens of a tile that is `width` wide. */
 typedef struct kernel_quantize {
     const float *v;
     size_t stride, tokens, terms;
@@ -180,7 +281,9 @@ typedef void kernel_reduce_fn(const kernel_reduce *a);
 
 typedef struct kernel_table {
     const char *isa;
-    size_t width[2]; /* of the widest tiles: with plain, with MX weights; at most KERNEL_WIDTH */
+    /* of the widest tiles: with plain, with scaled weights (which is not the wider); at most
+     * KERNEL_WIDTH */
+    size_t width[2];
     kernel_gate_up_fn *gate_up[FORMAT_COUNT][OPERAND_COUNT];
     kernel_down_fn *down[FORMAT_COUNT][OPERAND_COUNT];
     kernel_quantize_fn *quantize;
@@ -195,9 +298,20 @@ extern const kernel_table kernel_table_avx2, kernel_table_avx512, kernel_table_a
 extern const kernel_table kernel_table_neon, kernel_table_neon_dotprod, kernel_table_neon_i8mm;
 #endif
 
-static inline int kernel_is_mx(kernel_format f)
+static inline bool kernel_is_mx(kernel_format f)
 {
-    return f == FORMAT_MXFP8 || f == FORMAT_MXFP4;
+    return kernel_formats[f].scale == SCALE_E8M0;
+}
+
+static inline bool kernel_is_scaled(kernel_format f)
+{
+    return kernel_formats[f].scale != SCALE_NONE;
+}
+
+static inline bool kernel_takes_int8(kernel_format f)
+{
+    kernel_element e = kernel_formats[f].element;
+    return kernel_is_scaled(f) && e != ELEMENT_E4M3FN;
 }
 
 /* Which of 8 neighbouring k is code number i of an OPERAND_INT8 row. */
@@ -206,13 +320,9 @@ static inline size_t kernel_int8_k(size_t i)
     return (i & 1) * 4 + (i >> 1 & 1) + (i >> 2 & 1) * 2;
 }
 
-/* Bits of one element of a line (bf12: of its line of codes). */
 static inline size_t kernel_bits(kernel_format f)
 {
-    return f == FORMAT_F32                         ? 32
-           : f == FORMAT_BF16 || f == FORMAT_F16   ? 16
-           : f == FORMAT_MXFP4 || f == FORMAT_BF12 ? 4
-                                                   : 8;
+    return kernel_formats[f].bits;
 }
 
 /* k of one line. */
@@ -221,9 +331,18 @@ static inline size_t kernel_line_k(kernel_format f)
     return 32 / kernel_bits(f);
 }
 
-/* Where a line of f's elements (bf12: of its codes) has term k of row r: the bit. */
+/* Which line of a half has term k. */
+static inline size_t kernel_line_of(kernel_format f, size_t k)
+{
+    if (kernel_formats[f].element == ELEMENT_INT8) return k / 8 * 2 + k / 2 % 2;
+    return k / kernel_line_k(f);
+}
+
+/* Where that line (bf12: its line of codes) has the term of row r: the bit. */
 static inline size_t kernel_bit_at(kernel_format f, size_t r, size_t k)
 {
+    if (kernel_formats[f].element == ELEMENT_INT8) return 32 * r + 16 * (k % 2) + k / 4 % 2 * 8;
+    k %= kernel_line_k(f);
     switch (kernel_bits(f)) {
     case 32: return 32 * r;
     case 16: return f == FORMAT_F16 ? 256 * k + 16 * r : 32 * r + 16 * k;
@@ -232,39 +351,71 @@ static inline size_t kernel_bit_at(kernel_format f, size_t r, size_t k)
     }
 }
 
-/* Bytes of the lines of one MX block and one half. */
-static inline size_t kernel_block_bytes(kernel_format f)
+/* Bytes of a code of PART_SCALE. */
+static inline size_t kernel_scale_bytes(kernel_format f)
 {
-    return KERNEL_ROWS * KERNEL_BLOCK * kernel_bits(f) / 8;
+    kernel_scale s = kernel_formats[f].scale;
+    return s == SCALE_F32 ? 4 : s == SCALE_F16 || s == SCALE_BF16 ? 2 : 1;
 }
 
-/* Blocks that share a line of scale bytes. */
-static inline size_t kernel_group(size_t halves)
+/* Runs of terms of a chunk, each with scales of its own; 0 with plain formats. */
+static inline size_t kernel_runs(kernel_format f)
 {
-    return KERNEL_LINE / (KERNEL_ROWS * halves);
+    return kernel_is_scaled(f) ? kernel_formats[f].chunk / kernel_formats[f].scale_k : 0;
 }
 
-/* Where an MX panel has the lines of block n (halves alternating), and its scale bytes
- * [half][row]. */
-static inline size_t kernel_block_at(kernel_format f, size_t halves, size_t n)
+/* Bytes of one array d or dmin; 0: there is none. */
+static inline size_t kernel_d_bytes(kernel_format f, size_t halves)
 {
-    return (n / kernel_group(halves) + 1) * KERNEL_LINE + n * halves * kernel_block_bytes(f);
+    kernel_scale s = kernel_formats[f].scale;
+    return s == SCALE_K_U8 || s == SCALE_K_I8 ? halves * KERNEL_ROWS * sizeof(uint16_t) : 0;
 }
 
-static inline size_t kernel_scale_at(kernel_format f, size_t halves, size_t n)
+/* Bytes of the section of scales of a chunk; 0 with plain formats. */
+static inline size_t kernel_section_bytes(kernel_format f, size_t halves)
 {
-    size_t first = n - n % kernel_group(halves);
-    return kernel_block_at(f, halves, first) - KERNEL_LINE + (n - first) * halves * KERNEL_ROWS;
+    size_t scales = kernel_runs(f) * halves * KERNEL_ROWS * kernel_scale_bytes(f);
+    size_t bytes = (kernel_d_bytes(f, halves) + scales) * (kernel_formats[f].minima ? 2 : 1);
+    return (bytes + KERNEL_LINE - 1) / KERNEL_LINE * KERNEL_LINE;
+}
+
+/* Bytes of one half's lines of a step. */
+static inline size_t kernel_step_bytes(kernel_format f)
+{
+    return kernel_formats[f].step / kernel_line_k(f) * KERNEL_LINE;
+}
+
+/* Where a panel's stream (but for bf12) has line number n of a half. */
+static inline size_t kernel_line_at(kernel_format f, size_t halves, size_t half, size_t n)
+{
+    size_t chunk = n / (kernel_formats[f].chunk / kernel_line_k(f));
+    return (chunk + 1) * kernel_section_bytes(f, halves) + (n * halves + half) * KERNEL_LINE;
+}
+
+/* Where a scaled panel has the codes of run n (terms n * scale_k and up) of a half, those of all
+ * rows one after the other: PART_SCALE and PART_MINIMUM.  PART_D and PART_DMIN: of its chunk. */
+static inline size_t kernel_scale_at(kernel_format f, size_t halves, size_t half, kernel_part part,
+                                     size_t n)
+{
+    size_t runs = kernel_runs(f), d = kernel_d_bytes(f, halves);
+    size_t chunk_lines = kernel_formats[f].chunk / kernel_line_k(f);
+    size_t at =
+        kernel_line_at(f, halves, 0, n / runs * chunk_lines) - kernel_section_bytes(f, halves);
+    size_t scales = at + (kernel_formats[f].minima ? 2 : 1) * d, row = KERNEL_ROWS;
+    switch (part) {
+    case PART_D: return at + half * d / halves;
+    case PART_DMIN: return at + d + half * d / halves;
+    case PART_MINIMUM: scales += runs * halves * row; /* u8 as the scales */ /* fall through */
+    default: return scales + (n % runs * halves + half) * row * kernel_scale_bytes(f);
+    }
 }
 
 /* Bytes of a panel's stream for k terms; of a bf12 panel, the lines. */
 static inline size_t kernel_panel_bytes(kernel_format f, size_t halves, size_t k)
 {
-    size_t lines = f == FORMAT_BF12 ? 3 : 1;
-    if (!kernel_is_mx(f))
-        return (k + kernel_line_k(f) - 1) / kernel_line_k(f) * lines * halves * KERNEL_LINE;
-    size_t blocks = k / KERNEL_BLOCK, group = kernel_group(halves);
-    return (blocks + group - 1) / group * KERNEL_LINE + blocks * halves * kernel_block_bytes(f);
+    size_t lines = (k + kernel_line_k(f) - 1) / kernel_line_k(f), chunk = kernel_formats[f].chunk;
+    return (k + chunk - 1) / chunk * kernel_section_bytes(f, halves) +
+           lines * (f == FORMAT_BF12 ? 3 : 1) * halves * KERNEL_LINE;
 }
 
 #endif

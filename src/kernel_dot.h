@@ -28,9 +28,9 @@ typedef float panel_sums[2][KERNEL_TOKENS][KERNEL_ROWS];
 /* Terms [first, end) of a panel's k and the lines that hold them. */
 typedef struct span {
     const kernel_panel *panel;
-    const uint8_t *lines;  /* of half 0, term first; MX: the group's scale bytes */
+    const uint8_t *lines;  /* of half 0, term first; scaled: the chunk's section of scales */
     size_t stride, second; /* bytes from line to line of a half; from half 0 to half 1, 0 if none */
-    size_t block;          /* MX: bytes from block to block of a group */
+    size_t block;          /* scaled: bytes from step to step of a chunk */
     const uint8_t *ahead; /* what is prefetched while the first line is used, and how far on when */
     size_t gap;           /* the next line is */
     size_t first, end;
@@ -41,14 +41,24 @@ typedef struct span {
 
 INLINE size_t unit_pairs(kernel_format f)
 {
-    return f == FORMAT_MXFP4 || f == FORMAT_BF12                              ? 4
-           : f == FORMAT_E4M3_IEEE || f == FORMAT_E4M3FN || f == FORMAT_MXFP8 ? 2
-                                                                              : 1;
+    switch (kernel_formats[f].element) {
+    case ELEMENT_BF16:
+    case ELEMENT_F16:
+    case ELEMENT_F32: return 1;
+    case ELEMENT_E4M3_IEEE:
+    case ELEMENT_E4M3FN: return 2;
+    default: return 4;
+    }
 }
 
 INLINE size_t unit_lines(kernel_format f)
 {
-    return f == FORMAT_BF12 ? 3 : f == FORMAT_F32 ? 2 : 1;
+    switch (kernel_formats[f].element) {
+    case ELEMENT_BF12: return 3;
+    case ELEMENT_F32:
+    case ELEMENT_INT8: return 2;
+    default: return 1;
+    }
 }
 
 typedef struct unit {
@@ -60,25 +70,27 @@ INLINE unit unit_load(const uint8_t *at, size_t stride, kernel_format f)
 {
     unit u;
     u.at = at;
-    switch (f) {
-    case FORMAT_F32:
-    case FORMAT_F16: break;
-    case FORMAT_E4M3_IEEE: l_e4m3(l_load(at), 1, &u.a, &u.b); break;
-    case FORMAT_E4M3FN:
-    case FORMAT_MXFP8: l_e4m3(l_load(at), 0, &u.a, &u.b); break;
-    case FORMAT_BF12: u.c = l_load(at + 2 * stride); u.b = l_load(at + stride); /* fall through */
+    switch (kernel_formats[f].element) {
+    case ELEMENT_F32:
+    case ELEMENT_F16: break;
+    case ELEMENT_E4M3_IEEE: l_e4m3(l_load(at), 1, &u.a, &u.b); break;
+    case ELEMENT_E4M3FN: l_e4m3(l_load(at), 0, &u.a, &u.b); break;
+    case ELEMENT_BF12: u.c = l_load(at + 2 * stride); /* fall through */
+    case ELEMENT_INT8: u.b = l_load(at + stride);     /* fall through */
     default: u.a = l_load(at);
     }
     return u;
 }
 
-/* Pair j (terms 2j and 2j+1 of every row) of a unit as bf16. */
+/* Pair j (terms 2j and 2j+1 of every row) of a unit as bf16.  table: of bf12's exponents, or of the
+ * values of 4-bit codes. */
 INLINE line unit_pair(const unit *u, size_t j, kernel_format f, const l_table *table)
 {
     switch (f) {
     case FORMAT_BF16: return u->a;
     case FORMAT_MXFP4: return l_e2m1(u->a, (int)j);
     case FORMAT_BF12: return l_bf12(u->a, j < 2 ? u->b : u->c, (int)j, table);
+    case FORMAT_INT4_F16_32: return l_nibble(u->a, (int)j, table);
     default: return l_e4m3_pair(u->a, u->b, (int)j);
     }
 }
@@ -93,6 +105,9 @@ INLINE void unit_f32(const unit *u, size_t j, size_t stride, kernel_format f, co
     } else if (f == FORMAT_F16) {
         *even = v_from_f16(u->at);
         *odd = v_from_f16(u->at + KERNEL_LINE / 2);
+    } else if (kernel_formats[f].element == ELEMENT_INT8) {
+        *even = v_from_byte(j % 2 == 0 ? u->a : u->b, (int)(j / 2));
+        *odd = v_from_byte(j % 2 == 0 ? u->a : u->b, (int)(2 + j / 2));
     } else {
         line pair = unit_pair(u, j, f, table);
         *even = v_even(pair);
@@ -109,16 +124,16 @@ typedef struct shape {
 
 typedef vec accs[2][2][KERNEL_WIDTH]; /* [block][half][token] */
 
-/* Both halves at once if they fit.  Of MX weights also two blocks, whose dots do not wait for each
+/* Both halves at once if they fit.  Of scaled weights also two steps, whose dots do not wait for each
  * other, if what decoding takes fits beside them; one or two tokens wait for memory instead, which
  * likes lines in order (docs/performance.md). */
 INLINE shape shape_of(size_t width, kernel_format f, kernel_operand o)
 {
     const size_t halves = 2 * width <= VEC_SUMS ? 2 : 1;
-    const size_t room = f == FORMAT_MXFP8   ? VEC_SUMS / 3
-                        : o == OPERAND_INT8 ? VEC_SUMS * 2 / 3
-                                            : VEC_SUMS;
-    const int both = kernel_is_mx(f) && width > 2 && 2 * halves * width <= room;
+    const size_t room = kernel_formats[f].element == ELEMENT_E4M3FN ? VEC_SUMS / 3
+                        : o == OPERAND_INT8                         ? VEC_SUMS * 2 / 3
+                                                                    : VEC_SUMS;
+    const int both = kernel_is_scaled(f) && width > 2 && 2 * halves * width <= room;
     return (shape){width, halves, both ? 2 : 1};
 }
 
@@ -215,21 +230,31 @@ INLINE const uint8_t *prefetch_lines(const uint8_t *ahead, size_t gap, size_t li
     return ahead;
 }
 
-/* All pairs of `terms` terms of each block; at: the first block's lines. */
-INLINE void dot_terms(const uint8_t *at, const span *s, size_t terms, const uint8_t *x, shape n,
-                      kernel_format f, kernel_operand o, const l_table *table, accs acc)
+/* All pairs of `units` units of each block; at: the first block's lines; x_block: bytes from block to
+ * block of the tile. */
+INLINE void dot_units(const uint8_t *at, const uint8_t *ahead, const span *s, size_t units,
+                      const uint8_t *x, size_t x_block, shape n, kernel_format f, kernel_operand o,
+                      const l_table *table, accs acc)
 {
     const size_t lines = unit_lines(f), per = unit_pairs(f);
-    const size_t x_block = terms / 2 * pair_bytes(n.width, o);
-    size_t pairs = terms / 2;
-    const uint8_t *ahead = ahead_of(s, at);
-    for (; pairs >= per; pairs -= per) {
+    for (; units > 0; units--) {
         ahead = prefetch_lines(ahead, s->gap, 2 * lines * n.blocks);
         dot_unit(at, s, per, x, x_block, n, f, o, table, acc);
         at += lines * s->stride;
         x += per * pair_bytes(n.width, o);
     }
-    if (per > 1 && pairs > 0) dot_unit(at, s, pairs, x, x_block, n, f, o, table, acc);
+}
+
+/* All pairs of `terms` terms of each block, which may end within a unit. */
+INLINE void dot_terms(const uint8_t *at, const span *s, size_t terms, const uint8_t *x, shape n,
+                      kernel_format f, kernel_operand o, const l_table *table, accs acc)
+{
+    const size_t per = unit_pairs(f), units = terms / 2 / per, pairs = terms / 2 % per;
+    const size_t x_block = terms / 2 * pair_bytes(n.width, o);
+    dot_units(at, ahead_of(s, at), s, units, x, x_block, n, f, o, table, acc);
+    at += units * unit_lines(f) * s->stride;
+    x += units * per * pair_bytes(n.width, o);
+    if (pairs > 0) dot_unit(at, s, pairs, x, x_block, n, f, o, table, acc);
 }
 
 /* ---- bf12: chunks with escapes --------------------------------------------------------------- */

@@ -25,12 +25,10 @@
 #include "kernel_dot.h"
 
 #include "kernel_act.h"
+#include "kernel_scaled.h"
 #include "quantize_block.h"
 
 /* ---- a tile and a span ----------------------------------------------------------------------- */
-
-/* Sums of a tile, [half][token][row]: sum + half * KERNEL_TOKENS + token. */
-typedef float (*tile_sums)[KERNEL_ROWS];
 
 /* Plain weights: a span is one block of 512, its dot from +0. */
 INLINE void plain_tile(const span *s, size_t m, const uint8_t *x, size_t width, kernel_format f,
@@ -51,185 +49,6 @@ INLINE void plain_tile(const span *s, size_t m, const uint8_t *x, size_t width, 
     }
 }
 
-/* What the blocks of a group have: scale bytes of the first block's half m, from half to half and
- * from block to block; whether one of the group's bytes is 0 or 255. */
-typedef struct scales {
-    const uint8_t *at;
-    size_t half, block;
-    int special;
-} scales;
-
-/* sum = fma(acc * low(s), 2^(max(s,1)-127), sum). */
-INLINE void mx_scale(const scales *c, shape n, size_t m, accs acc, tile_sums sum)
-{
-    UNROLL
-    for (size_t b = 0; b < n.blocks; b++) UNROLL
-    for (size_t i = 0; i < n.halves; i++) {
-        const uint8_t *scale = c->at + b * c->block + i * c->half;
-        vec power = v_e8m0_normal(scale);
-        if (__builtin_expect(c->special, 0)) {
-            vec low = v_e8m0_low(scale);
-            power = v_e8m0(scale);
-            UNROLL
-            for (size_t t = 0; t < n.width; t++) acc[b][i][t] = v_mul(acc[b][i][t], low);
-        }
-        UNROLL
-        for (size_t t = 0; t < n.width; t++) {
-            float *to = sum[(m + i) * KERNEL_TOKENS + t];
-            v_store(to, v_fma(acc[b][i][t], power, v_load(to)));
-        }
-    }
-}
-
-/* n.blocks blocks of MX weights, their lines at `at`: the dot of each from +0, scaled into the
- * sums by one fma. */
-INLINE void mx_blocks(const span *s, const uint8_t *at, const scales *c, size_t m, const uint8_t *x,
-                      shape n, kernel_format f, kernel_operand o, tile_sums sum)
-{
-    accs acc;
-    accs_clear(n, acc);
-    dot_terms(at + m * s->second, s, KERNEL_BLOCK, x, n, f, o, NULL, acc);
-    mx_scale(c, n, m, acc, sum);
-}
-
-/* An int8 tile: the words of its codes, half scales and offsets. */
-typedef struct int8_words {
-    const uint8_t *codes;
-    const float *half;
-    const int32_t *offset;
-} int8_words;
-
-/* sum[t] = fma((float)acc[t], (half[t] * low) * power, sum[t]). */
-INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *half, size_t width,
-                       int has_low, tile_sums sum)
-{
-    UNROLL
-    for (size_t t = 0; t < width; t++) {
-        vec scale = v_set1(half[t]);
-        if (has_low) scale = v_mul(scale, low);
-        scale = v_mul(scale, power);
-        v_store(sum[t], v_fma(v_from_int(acc[t]), scale, v_load(sum[t])));
-    }
-}
-
-#ifdef VEC_MATRIX
-/* The sums of each two tokens, side by side as i_matrix has them (paired 1), and back. */
-INLINE void int8_pairs(shape n, int paired, ivec acc[2][2][KERNEL_WIDTH])
-{
-    UNROLL
-    for (size_t b = 0; b < n.blocks; b++) UNROLL
-    for (size_t i = 0; i < n.halves; i++) UNROLL
-    for (size_t t = 0; t + 1 < n.width; t += 2)
-        if (paired)
-            i_pair(&acc[b][i][t], &acc[b][i][t + 1]);
-        else
-            i_unpair(&acc[b][i][t], &acc[b][i][t + 1]);
-}
-#endif
-
-/* The same of MXFP4 weights and int8 operands: exact dots as int32, weights taken as 12 + twice
- * the e2m1 value, which the offset takes back. */
-INLINE void int8_blocks(const span *s, const uint8_t *at, const scales *c, size_t m, int8_words x,
-                        shape n, tile_sums sum)
-{
-    const size_t word = n.width * sizeof(uint32_t), x_block = KERNEL_BLOCK / 4 * word;
-    ivec acc[2][2][KERNEL_WIDTH];
-    const uint8_t *ahead = ahead_of(s, at);
-    at += m * s->second;
-    UNROLL
-    for (size_t b = 0; b < n.blocks; b++) UNROLL
-    for (size_t t = 0; t < n.width; t++) UNROLL
-    for (size_t i = 0; i < n.halves; i++) acc[b][i][t] = i_set1(x.offset[b * n.width + t]);
-#ifdef VEC_MATRIX
-    if (n.width % 2 == 0) int8_pairs(n, 1, acc);
-#endif
-    for (size_t j = 0; j < KERNEL_BLOCK / 8; j++, at += s->stride, x.codes += 2 * word) UNROLL
-    for (size_t b = 0; b < n.blocks; b++) {
-        const uint8_t *lines = at + b * s->block;
-        line codes[2], w[2][2]; /* [half][nibble] */
-        ahead = prefetch_lines(ahead, s->gap, 2);
-        UNROLL
-        for (size_t i = 0; i < n.halves; i++) codes[i] = l_load(lines + i * s->second);
-#ifdef VEC_MATRIX
-        if (n.width % 2 == 0) {
-            UNROLL
-            for (size_t t = 0; t < n.width; t += 2) UNROLL
-            for (size_t i = 0; i < n.halves; i++)
-                i_matrix(&acc[b][i][t], &acc[b][i][t + 1], codes[i],
-                         x.codes + b * x_block + t * sizeof(uint32_t), word);
-            continue;
-        }
-#endif
-        UNROLL
-        for (size_t i = 0; i < n.halves; i++) {
-            w[i][0] = l_e2m1_bytes(codes[i], 0);
-            w[i][1] = l_e2m1_bytes(codes[i], 1);
-        }
-        UNROLL
-        for (size_t t = 0; t < n.width; t++) {
-            const uint8_t *q = x.codes + b * x_block + t * sizeof(uint32_t);
-            line low = l_word(q), high = l_word(q + word);
-            UNROLL
-            for (size_t i = 0; i < n.halves; i++)
-                acc[b][i][t] = i_dot2(acc[b][i][t], w[i][0], low, w[i][1], high);
-        }
-    }
-#ifdef VEC_MATRIX
-    if (n.width % 2 == 0) int8_pairs(n, 0, acc);
-#endif
-    UNROLL
-    for (size_t b = 0; b < n.blocks; b++) UNROLL
-    for (size_t i = 0; i < n.halves; i++) {
-        const uint8_t *scale = c->at + b * c->block + i * c->half;
-        const float *half = x.half + b * n.width;
-        tile_sums to = sum + (m + i) * KERNEL_TOKENS;
-        if (__builtin_expect(c->special, 0))
-            int8_scale(acc[b][i], v_e8m0_low(scale), v_e8m0(scale), half, n.width, 1, to);
-        else
-            int8_scale(acc[b][i], v_zero(), v_e8m0_normal(scale), half, n.width, 0, to);
-    }
-}
-
-/* The groups of a span of MX weights. */
-INLINE void mx_tile(const span *s, size_t m, const uint8_t *tile, size_t width, kernel_format f,
-                    kernel_operand o, tile_sums sum)
-{
-    const shape many = shape_of(width, f, o), one = {width, many.halves, 1};
-    const size_t in_panel = s->second == 0 ? 1 : 2, group = s->second == 0 ? 4 : 2;
-    const size_t block_x = KERNEL_BLOCK / 2 * pair_bytes(width, o),
-                 all = s->panel->k / KERNEL_BLOCK;
-    const uint8_t *at = s->lines;
-    for (size_t g = s->first / KERNEL_BLOCK; g < s->end / KERNEL_BLOCK; g += group) {
-        const size_t end = s->end / KERNEL_BLOCK - g;
-        scales c = {at + m * KERNEL_ROWS, KERNEL_ROWS * (in_panel - 1), KERNEL_ROWS * in_panel,
-                    l_has_special(l_load(at))};
-        l_prefetch(ahead_of(s, at));
-        at += KERNEL_LINE;
-        for (size_t b = 0; b < group && b < end;) {
-            const int both = many.blocks == 2 && b + 2 <= end;
-            const size_t n = both ? 2 : 1;
-            if (o == OPERAND_INT8) {
-                const uint32_t *word = (const uint32_t *)(const void *)tile;
-                const uint32_t *half = word + (all * (KERNEL_BLOCK / 4) + g + b) * width;
-                int8_words x = {(const uint8_t *)(word + (g + b) * (KERNEL_BLOCK / 4) * width),
-                                (const float *)(const void *)half,
-                                (const int32_t *)(const void *)(half + all * width)};
-                if (both)
-                    int8_blocks(s, at, &c, m, x, many, sum);
-                else
-                    int8_blocks(s, at, &c, m, x, one, sum);
-            } else if (both) {
-                mx_blocks(s, at, &c, m, tile + (g + b) * block_x, many, f, o, sum);
-            } else {
-                mx_blocks(s, at, &c, m, tile + (g + b) * block_x, one, f, o, sum);
-            }
-            b += n;
-            c.at += n * c.block;
-            at += n * s->block;
-        }
-    }
-}
-
 INLINE void tile_of_width(const span *s, const uint8_t *tile, size_t width, kernel_format f,
                           kernel_operand o, tile_sums sum)
 {
@@ -238,6 +57,8 @@ INLINE void tile_of_width(const span *s, const uint8_t *tile, size_t width, kern
     for (size_t m = 0; m < 2; m += halves) {
         if (kernel_is_mx(f))
             mx_tile(s, m, tile, width, f, o, sum);
+        else if (kernel_is_scaled(f))
+            scaled_tile(s, m, tile, width, f, o, sum);
         else
             plain_tile(s, m, x, width, f, o, sum);
         if (s->second == 0) break;
@@ -307,6 +128,17 @@ TILE(mxfp8, NO_CASES)
 TILE(mxfp4, NO_CASES)
 TILE(bf12, WIDEST_CASES)
 TILE(mxfp4_int8, NO_CASES)
+/* Each for all scaled formats with such elements. */
+#define TILE_fp8(n)         tile_of_width(s, tile, n, FORMAT_FP8_BLOCK, OPERAND_F32, sum)
+#define TILE_nibble(n)      tile_of_width(s, tile, n, FORMAT_INT4_F16_32, OPERAND_F32, sum)
+#define TILE_nibble_int8(n) tile_of_width(s, tile, n, FORMAT_INT4_F16_32, OPERAND_INT8, sum)
+#define TILE_int8(n)        tile_of_width(s, tile, n, FORMAT_Q8_0, OPERAND_F32, sum)
+#define TILE_int8_int8(n)   tile_of_width(s, tile, n, FORMAT_Q8_0, OPERAND_INT8, sum)
+TILE(fp8, NO_CASES)
+TILE(nibble, NO_CASES)
+TILE(nibble_int8, NO_CASES)
+TILE(int8, NO_CASES)
+TILE(int8_int8, NO_CASES)
 #ifdef VEC_BF16
 #define TILE_bf16_bf16(n)      tile_of_width(s, tile, n, FORMAT_BF16, OPERAND_BF16, sum)
 #define TILE_e4m3_ieee_bf16(n) tile_of_width(s, tile, n, FORMAT_E4M3_IEEE, OPERAND_BF16, sum)
@@ -320,6 +152,10 @@ TILE(e4m3fn_bf16, WIDEST_CASES)
 TILE(mxfp8_bf16, NO_CASES)
 TILE(mxfp4_bf16, NO_CASES)
 TILE(bf12_bf16, WIDEST_CASES)
+#define TILE_fp8_bf16(n)    tile_of_width(s, tile, n, FORMAT_FP8_BLOCK, OPERAND_BF16, sum)
+#define TILE_nibble_bf16(n) tile_of_width(s, tile, n, FORMAT_INT4_F16_32, OPERAND_BF16, sum)
+TILE(fp8_bf16, NO_CASES)
+TILE(nibble_bf16, NO_CASES)
 #endif
 
 /* ---- a panel --------------------------------------------------------------------------------- */
@@ -351,15 +187,13 @@ INLINE void panel_run(const kernel_panel *p, const kernel_tiles *tiles, kernel_f
                       tile_fn *run, panel_sums sum)
 {
     const size_t stride = p->halves * KERNEL_LINE;
-    const size_t bytes = kernel_is_mx(f)
-                             ? kernel_panel_bytes(f, p->halves, KERNEL_PLAIN)
-                             : KERNEL_PLAIN / (2 * unit_pairs(f)) * unit_lines(f) * stride;
+    const size_t bytes = kernel_panel_bytes(p->format, p->halves, KERNEL_PLAIN);
     const size_t n = (tiles->tokens + tiles->width - 1) / tiles->width;
     span s = {.panel = p,
               .lines = p->stream,
               .stride = stride,
               .second = stride - KERNEL_LINE,
-              .block = p->halves * kernel_block_bytes(f)};
+              .block = p->halves * kernel_step_bytes(p->format)};
     if (f == FORMAT_BF12) {
         s.lines += ((const kernel_bf12_head *)(const void *)p->stream)->lines_at;
         s.escapes = bf12_escapes(p);
@@ -424,6 +258,11 @@ KERNEL_PAIR(mxfp8, FORMAT_MXFP8)
 KERNEL_PAIR(mxfp4, FORMAT_MXFP4)
 KERNEL_PAIR(mxfp4_int8, FORMAT_MXFP4)
 KERNEL_PAIR(bf12, FORMAT_BF12)
+KERNEL_PAIR(fp8, FORMAT_FP8_BLOCK)
+KERNEL_PAIR(nibble, FORMAT_INT4_F16_32)
+KERNEL_PAIR(nibble_int8, FORMAT_INT4_F16_32)
+KERNEL_PAIR(int8, FORMAT_Q8_0)
+KERNEL_PAIR(int8_int8, FORMAT_Q8_0)
 
 #ifdef VEC_BF16
 KERNEL_PAIR(bf16_bf16, FORMAT_BF16)
@@ -432,10 +271,18 @@ KERNEL_PAIR(e4m3fn_bf16, FORMAT_E4M3FN)
 KERNEL_PAIR(mxfp8_bf16, FORMAT_MXFP8)
 KERNEL_PAIR(mxfp4_bf16, FORMAT_MXFP4)
 KERNEL_PAIR(bf12_bf16, FORMAT_BF12)
+KERNEL_PAIR(fp8_bf16, FORMAT_FP8_BLOCK)
+KERNEL_PAIR(nibble_bf16, FORMAT_INT4_F16_32)
 #define BF16_SLOT(kind, name) [OPERAND_BF16] = kind##_##name##_bf16
 #else
 #define BF16_SLOT(kind, name) [OPERAND_BF16] = NULL
 #endif
+
+#define NIBBLE_SLOTS(kind)                                                                         \
+    {                                                                                              \
+        [OPERAND_F32] = kind##_nibble,                                                             \
+        BF16_SLOT(kind, nibble), [OPERAND_INT8] = kind##_nibble_int8                               \
+    }
 
 #define SLOTS(kind)                                                                                \
     {                                                                                              \
@@ -448,6 +295,15 @@ KERNEL_PAIR(bf12_bf16, FORMAT_BF12)
                           BF16_SLOT(kind, mxfp4),                                                  \
                           [OPERAND_INT8] = kind##_mxfp4_int8},                                     \
         [FORMAT_BF12] = {[OPERAND_F32] = kind##_bf12, BF16_SLOT(kind, bf12)},                      \
+        [FORMAT_FP8_BLOCK] = {[OPERAND_F32] = kind##_fp8, BF16_SLOT(kind, fp8)},                   \
+        [FORMAT_INT4_BF16_32] = NIBBLE_SLOTS(kind), [FORMAT_INT4_BF16_64] = NIBBLE_SLOTS(kind),    \
+        [FORMAT_INT4_BF16_128] = NIBBLE_SLOTS(kind), [FORMAT_INT4_F16_32] = NIBBLE_SLOTS(kind),    \
+        [FORMAT_INT4_F16_64] = NIBBLE_SLOTS(kind), [FORMAT_INT4_F16_128] = NIBBLE_SLOTS(kind),     \
+        [FORMAT_NVFP4] = NIBBLE_SLOTS(kind),                                                       \
+        [FORMAT_Q8_0] = {[OPERAND_F32] = kind##_int8, [OPERAND_INT8] = kind##_int8_int8},          \
+        [FORMAT_Q6_K] = {[OPERAND_F32] = kind##_int8, [OPERAND_INT8] = kind##_int8_int8},          \
+        [FORMAT_Q4_K] = {[OPERAND_SUMS] = kind##_nibble, [OPERAND_INT8] = kind##_nibble_int8},     \
+        [FORMAT_Q5_K] = {[OPERAND_SUMS] = kind##_int8, [OPERAND_INT8] = kind##_int8_int8},         \
     }
 
 #define KERNEL_TABLE(name)                                                                         \

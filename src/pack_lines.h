@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* pack_lines.h - the parts of pack.c that read a source: matrices with strides (pack_matrix.c)
- * and tensors of x4 words (pack_words.c).  Both write lines of neighbouring halves. */
+/* pack_lines.h - the parts of pack.c that read a source: matrices with strides (pack_matrix.c),
+ * blocks with their own scales (pack_blocks.c) and tensors of x4 words (pack_words.c).  All write
+ * lines of neighbouring halves. */
 #ifndef MOE_PACK_LINES_H
 #define MOE_PACK_LINES_H
 
+#include "numeric.h"
 #include "pack.h"
 
 enum { PACK_GATE, PACK_UP, PACK_DOWN, PACK_MATRICES };
@@ -13,15 +15,17 @@ enum {
     PACK_LINES = 64             /* lines of a half that one call writes at most */
 };
 
-/* Neighbouring halves of one matrix of one expert, and where they go: line j of half n to dst[n]
- * + at[j], its scale bytes of a block to scale[n] + at, with an at for each call. */
+/* Neighbouring halves of one matrix of one expert, and where they go: half n is number half[n] of
+ * the panel_halves of the panel at stream[n]; its line j goes to dst[n] + at[j], with an at for each
+ * call. */
 typedef struct pack_run {
     const pack_source *s;
     size_t e, matrix;
     kernel_format format;
     size_t row; /* the first */
-    size_t halves;
-    uint8_t *dst[PACK_HALVES], *scale[PACK_HALVES];
+    size_t halves, panel_halves;
+    size_t half[PACK_HALVES];
+    uint8_t *stream[PACK_HALVES], *dst[PACK_HALVES];
 } pack_run;
 
 /* The matrix of a run in memory.  Rows and terms past the last are zeros. */
@@ -38,8 +42,18 @@ pack_matrix pack_matrix_of(const pack_run *r);
 void pack_matrix_lines(const pack_run *r, const pack_matrix *m, size_t k, size_t lines,
                        const size_t *at);
 
-/* The scale bytes of a block; those of rows past the last stay as they are. */
-void pack_matrix_scales(const pack_run *r, size_t block, size_t at);
+/* The scales of `runs` runs of terms from run `first` on; those past the last row or term stay as
+ * they are. */
+void pack_matrix_scales(const pack_run *r, size_t first, size_t runs);
+
+/* STEP bytes of neighbouring terms of KERNEL_ROWS rows, stride apart, to lines: a multiple of 4. */
+void pack_row_lines(const uint8_t *src, size_t stride, kernel_format f, size_t lines, uint8_t *dst,
+                    const size_t *at);
+
+/* Whether a matrix is of blocks, and their lines and scales: those of terms k .. k + n, whole blocks
+ * and at most PACK_LINES lines. */
+bool pack_is_blocks(const moe_matrix *m);
+void pack_block_span(const pack_run *r, size_t k, size_t n, const size_t *at);
 
 /* Where a run's rows are in a tensor of x4 words: the column of each, AXIS_PAD for a pad lane. */
 typedef struct pack_words {
@@ -50,9 +64,9 @@ void pack_words_of(const pack_run *r, pack_words *w);
 
 /* The lines of one block, and its scale bytes; those of pad rows stay as they are. */
 void pack_word_lines(const pack_run *r, const pack_words *w, size_t block, const size_t *at);
-void pack_word_scales(const pack_run *r, const pack_words *w, size_t block, size_t at);
+void pack_word_scales(const pack_run *r, const pack_words *w, size_t block);
 
-/* Neighbouring panels: two runs of halves, gate and up, or one of down. */
+/* Neighbouring panels: two runs of halves, gate and up, or one of neighbouring rows. */
 typedef struct pack_panels {
     kernel_format format;
     size_t halves; /* of each panel */
@@ -62,8 +76,8 @@ typedef struct pack_panels {
     pack_words words[2];
 } pack_panels;
 
-/* Panels [first, first + count) of gate and up, or (with the same number of halves each) of down;
- * their lines go to stream[]. */
+/* Panels [first, first + count) of gate_up or of down, with the same number of halves each; their
+ * lines go to stream[]. */
 void pack_panels_of(const pack_source *s, size_t e, bool down, size_t first, size_t count,
                     size_t halves, uint8_t *const *stream, pack_panels *p);
 
@@ -80,18 +94,31 @@ void pack_down_rows(const pack_source *s, const pack_layout *l, size_t e, size_t
 /* Where a panel finds its f32 rows. */
 void pack_set_rows(kernel_panel *p, const uint8_t *at, bool scale, bool bias);
 
-/* Halves of a down panel. */
-size_t pack_down_halves(const pack_layout *l, size_t panel);
-
-/* Of `count` down panels, how many from the first on can be one run. */
-size_t pack_down_run(const pack_layout *l, size_t first, size_t count);
-
 /* Element `row`, `column` of expert e's array, of a size that moe_dtype_size knows. */
 static inline const uint8_t *pack_element(const moe_array *a, size_t e, size_t row, size_t column)
 {
     const uint8_t *base = a->data != NULL ? (const uint8_t *)a->data + e * (size_t)a->expert_stride
                                           : (const uint8_t *)a->experts[e];
     return base + row * (size_t)a->row_stride + column * (size_t)a->column_stride;
+}
+
+/* Where a half has the codes of run n: kernel_scale_at. */
+static inline uint8_t *pack_scale(const pack_run *r, size_t half, kernel_part part, size_t n)
+{
+    return r->stream[half] + kernel_scale_at(r->format, r->panel_halves, r->half[half], part, n);
+}
+
+/* An element of an array of bf16, f16 or f32. */
+static inline float pack_float(const void *at, moe_dtype dtype)
+{
+    uint16_t half;
+    float f;
+    if (dtype == MOE_F32) {
+        memcpy(&f, at, sizeof f);
+        return f;
+    }
+    memcpy(&half, at, sizeof half);
+    return dtype == MOE_BF16 ? num_from_bf16(half) : num_from_f16(half);
 }
 
 #endif

@@ -10,7 +10,6 @@
 
 /* ---- element by element ---------------------------------------------------------------------- */
 
-/* Not of 4 bits, whose terms are neighbours and whose rows and terms are whole blocks. */
 static uint32_t element(const pack_matrix *m, size_t row, size_t k)
 {
     if (row >= m->rows || k >= m->k) return 0;
@@ -18,6 +17,7 @@ static uint32_t element(const pack_matrix *m, size_t row, size_t k)
     uint32_t word;
     uint16_t half;
     switch (kernel_bits(m->format)) {
+    case 4: return at[k / 2] >> k % 2 * 4 & 15u;
     case 8: return at[k * m->column_stride];
     case 16: memcpy(&half, at + k * m->column_stride, sizeof half); return half;
     default: memcpy(&word, at + k * m->column_stride, sizeof word); return word;
@@ -48,13 +48,24 @@ static inline u8x16 part_nibbles(u8x16 v)
     return (u8x16)(x ^ t ^ t << 8);
 }
 
+/* The first 8 terms of two rows and the next 8, for four rows, to pairs of int8 lines. */
+static inline void part_bytes(u8x16 line[STEP_LINES])
+{
+    for (size_t j = 0; j < STEP_LINES; j += 2) {
+        u8x16 low = shuffle_low8(line[j], line[j + 1]), high = shuffle_high8(line[j], line[j + 1]);
+        line[j] = shuffle_even32(low, high);
+        line[j + 1] = shuffle_odd32(low, high);
+    }
+}
+
 /* STEP bytes of rows r .. r + 3 at src; dst: of row r in line 0. */
 static inline void transpose(const uint8_t *src, size_t stride, size_t r, kernel_format f,
                              uint8_t *dst, const size_t *at)
 {
     u8x16 a = shuffle_load(src), b = shuffle_load(src + stride), c = shuffle_load(src + 2 * stride),
           d = shuffle_load(src + 3 * stride), line[STEP_LINES];
-    if (kernel_bits(f) == 8 || f == FORMAT_F16) {
+    const bool int8 = kernel_formats[f].element == ELEMENT_INT8;
+    if ((kernel_bits(f) == 8 && !int8) || f == FORMAT_F16) {
         u8x16 ab = shuffle_low16(a, b), cd = shuffle_low16(c, d);
         line[0] = shuffle_low32(ab, cd);
         line[1] = shuffle_high32(ab, cd);
@@ -71,12 +82,14 @@ static inline void transpose(const uint8_t *src, size_t stride, size_t r, kernel
         line[2] = shuffle_low64(ab, cd);
         line[3] = shuffle_high64(ab, cd);
     }
+    if (int8) part_bytes(line);
     for (size_t j = 0; j < STEP_LINES; j++)
         if (f == FORMAT_F16) {
             memcpy(dst + at[j] + 2 * r, (const char *)&line[j], 8);
             memcpy(dst + at[j] + 2 * r + 32, (const char *)&line[j] + 8, 8);
         } else {
-            shuffle_store(dst + at[j] + 4 * r, f == FORMAT_MXFP4 ? part_nibbles(line[j]) : line[j]);
+            shuffle_store(dst + at[j] + 4 * r,
+                          kernel_bits(f) == 4 ? part_nibbles(line[j]) : line[j]);
         }
 }
 
@@ -87,6 +100,15 @@ static inline void row_lines(const uint8_t *src, size_t stride, kernel_format f,
     for (size_t r = 0; r < KERNEL_ROWS; r += 4)
         for (size_t j = 0; j < lines; j += STEP_LINES)
             transpose(src + r * stride + j * (STEP / STEP_LINES), stride, r, f, dst, at + j);
+}
+
+void pack_row_lines(const uint8_t *src, size_t stride, kernel_format f, size_t lines, uint8_t *dst,
+                    const size_t *at)
+{
+    if (kernel_bits(f) == 4)
+        row_lines(src, stride, FORMAT_MXFP4, lines, dst, at);
+    else
+        row_lines(src, stride, FORMAT_Q8_0, lines, dst, at);
 }
 
 /* ---- rows that are neighbours ---------------------------------------------------------------- */
@@ -166,7 +188,8 @@ void pack_matrix_lines(const pack_run *r, const pack_matrix *m, size_t k, size_t
     size_t whole = k < m->k ? size_smaller(lines, (m->k - k) / line_k) : 0;
     if (rows) whole -= whole % STEP_LINES;
     if (!rows && !columns) halves = 0;
-    if (halves > 0 && whole > 0) switch (f) {
+    kernel_format like = bits == 4 ? FORMAT_MXFP4 : bits == 8 ? FORMAT_E4M3FN : f;
+    if (halves > 0 && whole > 0) switch (like) {
         case FORMAT_BF16: fast_lines(r, m, FORMAT_BF16, rows, halves, k, whole, at); break;
         case FORMAT_F16: fast_lines(r, m, FORMAT_F16, rows, halves, k, whole, at); break;
         case FORMAT_F32: fast_lines(r, m, FORMAT_F32, rows, halves, k, whole, at); break;
@@ -178,11 +201,37 @@ void pack_matrix_lines(const pack_run *r, const pack_matrix *m, size_t k, size_t
             any_line(m, r->row + n * KERNEL_ROWS, k + j * line_k, r->dst[n] + at[j]);
 }
 
-void pack_matrix_scales(const pack_run *r, size_t block, size_t at)
+/* FP8_BLOCK: the f32 of each row, out of a grid whose elements are of scale_rows rows. */
+static void grid_scales(const pack_run *r, size_t half, size_t rows, size_t run)
+{
+    const moe_matrix *m = &r->s->matrix[r->matrix];
+    uint8_t *dst = pack_scale(r, half, PART_SCALE, run);
+    for (size_t i = 0, row = r->row + half * KERNEL_ROWS; i < rows; i++, row++) {
+        float f = pack_float(pack_element(&m->scale, r->e, row / (size_t)m->scale_rows, run),
+                             m->scale.dtype);
+        memcpy(dst + i * sizeof f, &f, sizeof f);
+    }
+}
+
+void pack_matrix_scales(const pack_run *r, size_t first, size_t runs)
 {
     const moe_array *s = &r->s->matrix[r->matrix].scale;
-    size_t rows = r->matrix == PACK_DOWN ? r->s->axis.H : r->s->axis.I;
-    for (size_t n = 0; n < r->halves; n++)
-        for (size_t i = 0; i < KERNEL_ROWS && r->row + n * KERNEL_ROWS + i < rows; i++)
-            r->scale[n][at + i] = *pack_element(s, r->e, r->row + n * KERNEL_ROWS + i, block);
+    const axis *a = &r->s->axis;
+    size_t rows = r->matrix == PACK_DOWN ? a->H : a->I, k = r->matrix == PACK_DOWN ? a->I : a->H;
+    size_t bytes = kernel_scale_bytes(r->format), stride = (size_t)s->row_stride;
+    size_t end = size_smaller(first + runs, size_pieces(k, kernel_formats[r->format].scale_k));
+    for (size_t n = 0; n < r->halves; n++) {
+        size_t row = r->row + n * KERNEL_ROWS;
+        size_t count = row < rows ? size_smaller(rows - row, KERNEL_ROWS) : 0;
+        for (size_t run = first; count > 0 && run < end; run++) {
+            const uint8_t *src = pack_element(s, r->e, row, run);
+            uint8_t *dst = pack_scale(r, n, PART_SCALE, run);
+            if (bytes == 1)
+                for (size_t i = 0; i < count; i++) dst[i] = src[i * stride];
+            else if (bytes == 2)
+                for (size_t i = 0; i < count; i++) memcpy(dst + 2 * i, src + i * stride, 2);
+            else
+                grid_scales(r, n, count, run);
+        }
+    }
 }

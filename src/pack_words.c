@@ -157,11 +157,13 @@ void pack_word_lines(const pack_run *r, const pack_words *w, size_t block, const
         }
 }
 
-void pack_word_scales(const pack_run *r, const pack_words *w, size_t block, size_t at)
+void pack_word_scales(const pack_run *r, const pack_words *w, size_t block)
 {
     const uint8_t *src =
         (const uint8_t *)r->s->word_scale[r->matrix == PACK_DOWN]->data + scale_base(r, block);
-    for (size_t n = 0; n < r->halves; n++)
+    for (size_t n = 0; n < r->halves; n++) {
+        uint8_t *dst = pack_scale(r, n, PART_SCALE, block);
         for (size_t i = 0; i < KERNEL_ROWS; i++)
-            if (w->column[n][i] != AXIS_PAD) r->scale[n][at + i] = src[w->column[n][i]];
+            if (w->column[n][i] != AXIS_PAD) dst[i] = src[w->column[n][i]];
+    }
 }

@@ -38,7 +38,8 @@ bool plan_size(const problem *p, const kernel_table *kernels, call_plan *plan)
     plan->p = p;
     plan->hidden = quantize_hidden_kind(p, kernels);
     plan->mid = quantize_mid_kind(p, kernels);
-    plan->tile_width = kernels->width[p->mx];
+    plan->hidden_width = kernels->width[kernel_is_scaled(p->gate_up)];
+    plan->mid_width = kernels->width[kernel_is_scaled(p->down)];
     if (p->experts != NULL)
         *l = p->experts->layout;
     else if (!pack_layout_of(&p->source, l))

@@ -46,7 +46,7 @@ typedef struct call_plan {
     const problem *p;
     pack_layout layout;
     quantize_kind hidden, mid;
-    size_t tile_width; /* of the widest tile */
+    size_t hidden_width, mid_width; /* of the widest tiles */
     plan_scratch scratch;
     size_t pass_terms, pass_slots; /* most terms and experts of one pass */
     plan_term *term;

@@ -16,7 +16,6 @@ typedef struct problem {
     size_t rank; /* rank_id, 0 if it is not read */
     axis axis;   /* of the experts: H, I, the order of k */
     kernel_format gate_up, down;
-    bool mx; /* the weights have a scale for each block of k */
     bool all_expert;
     bool scaled; /* POST_SCALE */
     bool masked;

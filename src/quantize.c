@@ -17,11 +17,12 @@ static bool rounds_mid(const problem *p)
            p->down != FORMAT_F32;
 }
 
-/* bf16 operands lose nothing if `exact` says that every value is one, and need kernels that take
- * them. */
-static kernel_operand operand(const problem *p, bool exact, bool kernel)
+/* Operands of weights f.  bf16 ones lose nothing if `exact` says that every value is a bf16, and need
+ * a kernel that takes them. */
+static kernel_operand operand(const problem *p, kernel_format f, bool exact, bool kernel)
 {
     if (p->act == MOE_ACT_INT8) return OPERAND_INT8;
+    if (kernel_formats[f].minima) return OPERAND_SUMS;
     return exact && kernel ? OPERAND_BF16 : OPERAND_F32;
 }
 
@@ -31,8 +32,8 @@ quantize_kind quantize_hidden_kind(const problem *p, const kernel_table *kernels
     kernel_rounding r = p->act == MOE_ACT_INT8                        ? ROUND_INT8
                         : p->act == MOE_ACT_MXFP8 && !p->prequantised ? ROUND_MXFP8
                                                                       : ROUND_NONE;
-    return (quantize_kind){operand(p, exact, kernels->gate_up[p->gate_up][OPERAND_BF16] != NULL),
-                           r};
+    bool kernel = kernels->gate_up[p->gate_up][OPERAND_BF16] != NULL;
+    return (quantize_kind){operand(p, p->gate_up, exact, kernel), r};
 }
 
 quantize_kind quantize_mid_kind(const problem *p, const kernel_table *kernels)
@@ -42,12 +43,14 @@ quantize_kind quantize_mid_kind(const problem *p, const kernel_table *kernels)
                         : p->act == MOE_ACT_MXFP8 ? ROUND_MXFP8
                         : rounds_mid(p)           ? ROUND_BF16
                                                   : ROUND_NONE;
-    return (quantize_kind){operand(p, exact, kernels->down[p->down][OPERAND_BF16] != NULL), r};
+    bool kernel = kernels->down[p->down][OPERAND_BF16] != NULL;
+    return (quantize_kind){operand(p, p->down, exact, kernel), r};
 }
 
 size_t quantize_words(kernel_operand o, size_t k)
 {
-    if (o == OPERAND_INT8) return k / 4 + k / KERNEL_BLOCK * 2;
+    if (o == OPERAND_INT8) return k / 4 + k / KERNEL_BLOCK * 3;
+    if (o == OPERAND_SUMS) return k + k / KERNEL_BLOCK;
     return o == OPERAND_BF16 ? k / 2 : k;
 }
 

@@ -70,28 +70,40 @@ static inline float quantize_int8(const float *v, int32_t *q)
     return scale;
 }
 
+/* The sum of a block, in the order of docs/numerics.md section 4. */
+static inline float quantize_sum(const float *v)
+{
+    float a[8];
+    for (size_t j = 0; j < 8; j++) a[j] = ((v[j] + v[8 + j]) + v[16 + j]) + v[24 + j];
+    for (size_t j = 0; j < 4; j++) a[j] = a[j] + a[j + 4];
+    for (size_t j = 0; j < 2; j++) a[j] = a[j] + a[j + 2];
+    return a[0] + a[1];
+}
+
 /* ---- operand words --------------------------------------------------------------------------- */
 
 /* Block number `block` of an int8 row of k terms, its words `width` apart. */
 static inline void quantize_put_int8(const float *v, size_t block, size_t k, uint32_t *row,
                                      size_t width)
 {
-    int32_t q[KERNEL_BLOCK], sum = 0;
-    float half = quantize_int8(v, q) * 0.5f;
+    int32_t q[KERNEL_BLOCK], sum[2] = {0};
+    float scale = quantize_int8(v, q);
     for (size_t i = 0; i < KERNEL_BLOCK; i += 4) {
         uint32_t word = 0;
         for (size_t n = 0; n < 4; n++)
             word |= (uint32_t)(uint8_t)q[i / 8 * 8 + kernel_int8_k(i % 8 + n)] << 8 * n;
         row[(block * (KERNEL_BLOCK / 4) + i / 4) * width] = word;
     }
-    for (size_t i = 0; i < KERNEL_BLOCK; i++) sum += q[i];
-    sum *= -12;
-    memcpy(row + (k / 4 + block) * width, &half, sizeof half);
-    memcpy(row + (k / 4 + k / KERNEL_BLOCK + block) * width, &sum, sizeof sum);
+    for (size_t i = 0; i < KERNEL_BLOCK; i++) sum[i / 16] += q[i];
+    sum[1] += sum[0];
+    row += (k / 4 + block) * width;
+    memcpy(row, &scale, sizeof scale);
+    memcpy(row + k / KERNEL_BLOCK * width, &sum[1], sizeof sum[1]);
+    memcpy(row + 2 * (k / KERNEL_BLOCK) * width, &sum[0], sizeof sum[0]);
 }
 
-static inline void quantize_put(const float *v, size_t terms, size_t block, kernel_operand o,
-                                uint32_t *row, size_t width)
+static inline void quantize_put(const float *v, size_t terms, size_t block, size_t k,
+                                kernel_operand o, uint32_t *row, size_t width)
 {
     uint32_t word[KERNEL_BLOCK];
     size_t words = o == OPERAND_BF16 ? terms / 2 : terms;
@@ -100,8 +112,11 @@ static inline void quantize_put(const float *v, size_t terms, size_t block, kern
             word[i] = num_bits(v[2 * i]) >> 16 | (num_bits(v[2 * i + 1]) & 0xFFFF0000u);
     else
         memcpy(word, v, sizeof word);
-    row += block * (o == OPERAND_BF16 ? KERNEL_BLOCK / 2 : KERNEL_BLOCK) * width;
-    for (size_t i = 0; i < words; i++) row[i * width] = word[i];
+    uint32_t *to = row + block * (o == OPERAND_BF16 ? KERNEL_BLOCK / 2 : KERNEL_BLOCK) * width;
+    for (size_t i = 0; i < words; i++) to[i * width] = word[i];
+    if (o != OPERAND_SUMS) return;
+    float sum = quantize_sum(v);
+    memcpy(row + (k + block) * width, &sum, sizeof sum);
 }
 
 /* The kernel_quantize_fn of every table. */
@@ -116,7 +131,7 @@ static inline void quantize_tokens(const kernel_quantize *a, kernel_rounding r, 
         }
         if (r == ROUND_MXFP8) quantize_mxfp8(v);
         if (r == ROUND_BF16) quantize_bf16(v);
-        quantize_put(v, a->terms, a->block, o, a->tile + t, a->width);
+        quantize_put(v, a->terms, a->block, a->k, o, a->tile + t, a->width);
     }
 }
 

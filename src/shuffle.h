@@ -60,6 +60,21 @@ static inline u8x16 shuffle_high32(u8x16 a, u8x16 b)
     return (u8x16)SHUFFLE(u32x4, (u32x4)a, (u32x4)b, 2, 6, 3, 7);
 }
 
+static inline u8x16 shuffle_even8(u8x16 a, u8x16 b)
+{
+    return SHUFFLE(u8x16, a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+
+static inline u8x16 shuffle_even32(u8x16 a, u8x16 b)
+{
+    return (u8x16)SHUFFLE(u32x4, (u32x4)a, (u32x4)b, 0, 2, 4, 6);
+}
+
+static inline u8x16 shuffle_odd32(u8x16 a, u8x16 b)
+{
+    return (u8x16)SHUFFLE(u32x4, (u32x4)a, (u32x4)b, 1, 3, 5, 7);
+}
+
 static inline u8x16 shuffle_low64(u8x16 a, u8x16 b)
 {
     return (u8x16)SHUFFLE(u64x2, (u64x2)a, (u64x2)b, 0, 2);

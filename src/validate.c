@@ -174,11 +174,12 @@ static moe_status check_act(const moe_tkg_args *a, problem *p)
     p->act = a->act_mode != MOE_ACT_DEFAULT ? a->act_mode
              : p->axis.strided              ? MOE_ACT_MXFP8
                                             : MOE_ACT_EXACT;
-    if (p->act == MOE_ACT_MXFP8 && !p->mx)
-        return error_set(MOE_E_UNSUPPORTED, "act_mode = MXFP8: needs MX weights, not %s",
-                         weights_text(p, false));
-    if (p->act == MOE_ACT_INT8 && (p->gate_up != FORMAT_MXFP4 || p->down != FORMAT_MXFP4))
-        return error_set(MOE_E_UNSUPPORTED, "act_mode = INT8: needs MXFP4 weights, not %s and %s",
+    if (p->act == MOE_ACT_MXFP8 && !(kernel_is_mx(p->gate_up) && kernel_is_mx(p->down)))
+        return error_set(MOE_E_UNSUPPORTED, "act_mode = MXFP8: needs MX weights, not %s and %s",
+                         weights_text(p, false), weights_text(p, true));
+    if (p->act == MOE_ACT_INT8 && !(kernel_takes_int8(p->gate_up) && kernel_takes_int8(p->down)))
+        return error_set(MOE_E_UNSUPPORTED,
+                         "act_mode = INT8: needs MXFP4, NVFP4 or integer weights, not %s and %s",
                          weights_text(p, false), weights_text(p, true));
     return MOE_OK;
 }

@@ -9,7 +9,7 @@
 enum {
     VALIDATE_FLOATS = VALIDATE_BIT(MOE_BF16) | VALIDATE_BIT(MOE_F16) | VALIDATE_BIT(MOE_F32),
     VALIDATE_X4 = VALIDATE_BIT(MOE_MXFP4_X4) | VALIDATE_BIT(MOE_MXFP8_X4),
-    VALIDATE_LAST_DTYPE = MOE_E2M1_X2
+    VALIDATE_LAST_DTYPE = MOE_DTYPE_COUNT - 1
 };
 
 /* The tensors of an expert's parameters, by the operator's names. */
@@ -40,6 +40,24 @@ moe_status validate_packed(const moe_tkg_args *args, problem *p);
  * pointers point to. */
 moe_status validate_experts(const moe_experts_args *args, pack_source *s);
 moe_status validate_experts_data(const moe_experts_args *args, const pack_source *s);
+
+/* Its row-major description.  strides: false where they are not said yet.  Fills *s. */
+moe_status validate_matrices(const moe_experts_args *args, bool strides, pack_source *s);
+moe_status validate_matrices_data(const moe_experts_args *args, size_t E_L);
+
+/* No array says where it lies. */
+moe_status validate_matrices_no_data(const moe_experts_args *args);
+
+/* The first array of the row-major description that is given, by its name in text[VALIDATE_TEXT];
+ * false if none is. */
+bool validate_given_array(const moe_experts_args *args, char *text);
+
+/* What a matrix with sound element types and scales is packed to. */
+kernel_format validate_matrix_format(const moe_matrix *m);
+
+/* What fetch said of count experts: as args describes them, in places that can be read.  Fills *s. */
+moe_status validate_fetched(const moe_experts_args *args, size_t count,
+                            const moe_experts_args *part, pack_source *s);
 
 /* One tensor that is read: there, aligned, and apart from the output [out, out + out_bytes), or
  * with in_place the same. */

@@ -274,7 +274,6 @@ static moe_status expert_shapes(const moe_tkg_args *a, problem *p)
     p->axis = p->source.axis;
     p->gate_up = p->source.gate_up;
     p->down = p->source.down;
-    p->mx = kernel_is_mx(p->gate_up);
     return MOE_OK;
 }
 

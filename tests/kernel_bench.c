@@ -42,7 +42,7 @@ static void bench_case(const kernel_table *table, kernel_format f, kernel_operan
                      .tokens = tokens};
     if (table->down[f][o] == NULL) return;
     case_make(&c);
-    size_t widest = table->width[kernel_is_mx(f)], bytes = case_panel_bytes(&c);
+    size_t widest = table->width[kernel_is_scaled(f)], bytes = case_panel_bytes(&c);
     kernel_down a = {c.panel, case_tiles(&c, tokens < widest ? tokens : widest, widest == 1), out,
                      2 * KERNEL_ROWS};
     size_t count = PANELS_BYTES / bytes, calls = table == &kernel_table_scalar ? 1 : count * 4;

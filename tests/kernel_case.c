@@ -34,24 +34,32 @@ uint64_t case_random(uint64_t seed, uint64_t n)
 
 /* ---- weights --------------------------------------------------------------------------------- */
 
-/* Bits of exponent and mantissa. */
+/* Bits of exponent and mantissa; 0: integers. */
 static void fields_of(kernel_format f, unsigned *exponent, unsigned *mantissa)
 {
-    static const unsigned char bits[FORMAT_COUNT][2] = {
-        [FORMAT_BF16] = {8, 7},  [FORMAT_BF12] = {8, 7},      [FORMAT_F16] = {5, 10},
-        [FORMAT_F32] = {8, 23},  [FORMAT_E4M3_IEEE] = {4, 3}, [FORMAT_E4M3FN] = {4, 3},
-        [FORMAT_MXFP8] = {4, 3}, [FORMAT_MXFP4] = {2, 1}};
-    *exponent = bits[f][0];
-    *mantissa = bits[f][1];
+    static const unsigned char bits[][2] = {
+        [ELEMENT_BF16] = {8, 7},   [ELEMENT_BF12] = {8, 7}, [ELEMENT_F16] = {5, 10},
+        [ELEMENT_F32] = {8, 23},   [ELEMENT_E2M1] = {2, 1}, [ELEMENT_E4M3_IEEE] = {4, 3},
+        [ELEMENT_E4M3FN] = {4, 3}, [ELEMENT_INT4] = {0, 0}, [ELEMENT_UINT4] = {0, 0},
+        [ELEMENT_INT8] = {0, 0}};
+    *exponent = bits[kernel_formats[f].element][0];
+    *mantissa = bits[kernel_formats[f].element][1];
 }
 
-static uint32_t largest_code(kernel_format f)
+/* With either sign; of integers the least and the largest. */
+static uint32_t largest_code(kernel_format f, bool negative)
 {
     unsigned e, m;
     fields_of(f, &e, &m);
-    if (f == FORMAT_MXFP4) return 7;
-    if (f == FORMAT_E4M3FN || f == FORMAT_MXFP8) return 0x7E;
-    return ((1u << e) - 2) << m | ((1u << m) - 1);
+    uint32_t sign = negative ? 1u << (e + m) : 0;
+    switch (kernel_formats[f].element) {
+    case ELEMENT_E2M1: return 7 | sign;
+    case ELEMENT_E4M3FN: return 0x7E | sign;
+    case ELEMENT_INT4:
+    case ELEMENT_UINT4: return negative ? 0 : 15;
+    case ELEMENT_INT8: return negative ? 0x80 : 0x7F;
+    default: return ((1u << e) - 2) << m | ((1u << m) - 1) | sign;
+    }
 }
 
 static uint32_t drawn_code(const kernel_case *c, size_t half, size_t row, size_t k)
@@ -59,11 +67,12 @@ static uint32_t drawn_code(const kernel_case *c, size_t half, size_t row, size_t
     uint64_t r = layer_random(c->seed, half * 16 + row, k);
     unsigned e, m;
     fields_of(c->format, &e, &m);
+    uint32_t any = (uint32_t)(r >> 40), exponent;
+    if (c->data == CASE_EXTREME) return largest_code(c->format, row % 2 && (r & 1));
+    if (kernel_bits(c->format) == 4 && c->format != FORMAT_BF12) return any & 15;
+    if (e == 0) return any & 255;
     uint32_t sign = (uint32_t)(r & 1) << (e + m), mantissa = (uint32_t)(r >> 8) & ((1u << m) - 1);
-    uint32_t bias = (1u << (e - 1)) - 1, any = (uint32_t)(r >> 40), exponent;
-    if (c->data == CASE_EXTREME) return largest_code(c->format) | (row % 2 ? sign : 0);
-    if (c->format == FORMAT_MXFP4) return any & 15;
-    exponent = bias + any % 5 - 3;
+    exponent = (1u << (e - 1)) - 1 + any % 5 - 3;
     if (c->data == CASE_WILD) switch ((row + half + c->seed) % 4) {
         case 1: exponent = any & ((1u << e) - 1); break;
         case 2:
@@ -76,7 +85,7 @@ static uint32_t drawn_code(const kernel_case *c, size_t half, size_t row, size_t
     return sign | exponent << m | mantissa;
 }
 
-static uint32_t code_of(const kernel_case *c, size_t half, size_t row, size_t k)
+uint32_t case_code(const kernel_case *c, size_t half, size_t row, size_t k)
 {
     return c->code ? c->code(c, half, row, k) : drawn_code(c, half, row, k);
 }
@@ -90,14 +99,49 @@ static void put_code(uint8_t *line, kernel_format f, size_t r, size_t k, uint32_
     memcpy(line + at / 32 * 4, &word, sizeof word);
 }
 
-static uint8_t scale_byte(const kernel_case *c, size_t half, size_t row, size_t block)
+static uint32_t e8m0_code(const kernel_case *c, size_t row, uint64_t r)
 {
     static const uint8_t special[] = {0, 1, 254, 255};
-    uint64_t r = layer_random(c->seed + 1, half * 16 + row, block);
     if (c->data == CASE_WILD && row % 4 == 1 && r % 8 == 0) return special[r >> 8 & 3];
     if (c->data == CASE_WILD && row % 4 == 3) return (uint8_t)(r >> 16) % 255;
     if (c->data == CASE_WILD && row % 4 == 2 && r % 3 == 0) return (uint8_t)(r >> 8 & 1);
     return (uint8_t)(120 + (r >> 16) % 12);
+}
+
+/* A float of e bits of exponent and m of mantissa, of either sign; e4m3fn has no infinity. */
+static uint32_t float_code(const kernel_case *c, size_t row, uint64_t r, unsigned e, unsigned m)
+{
+    uint32_t any = (uint32_t)(r >> 24), last = (1u << e) - 1, mantissa = any & ((1u << m) - 1);
+    uint32_t exponent = (1u << (e - 1)) - 3 + (uint32_t)(r >> 8) % 5;
+    if (c->data == CASE_EXTREME && row % 3 == 0) exponent = last - 1;
+    if (c->data == CASE_WILD) switch (row % 4) {
+        case 1: /* a NaN or an infinity now and then */
+            if (r % 8 == 0) exponent = last;
+            if (r >> 16 & 1) mantissa = 0;
+            if (r >> 17 & 1) mantissa = (1u << m) - 1;
+            break;
+        case 2: /* many zeros and subnormals */
+            if (r % 3 < 2) exponent = 0;
+            if (r >> 16 & 1) mantissa = 0;
+            break;
+        case 3: exponent = (uint32_t)(r >> 8) % last; break;
+        default: break;
+        }
+    return (uint32_t)(r >> 63) << (e + m) | exponent << m | mantissa;
+}
+
+uint32_t case_scale(const kernel_case *c, kernel_part part, size_t half, size_t row, size_t n)
+{
+    uint64_t r = layer_random(c->seed + 1 + 16 * (uint64_t)part, half * 16 + row, n);
+    if (part == PART_D || part == PART_DMIN) return float_code(c, row, r, 5, 10);
+    switch (kernel_formats[c->format].scale) {
+    case SCALE_E8M0: return e8m0_code(c, row, r);
+    case SCALE_E4M3: return float_code(c, row, r, 4, 3);
+    case SCALE_BF16: return float_code(c, row, r, 8, 7);
+    case SCALE_F16: return float_code(c, row, r, 5, 10);
+    case SCALE_F32: return float_code(c, row, r, 8, 23);
+    default: return c->data == CASE_NORMAL ? r >> 8 & 63 : r >> 8 & 255;
+    }
 }
 
 static const guarded *memory(size_t which)
@@ -108,28 +152,50 @@ static const guarded *memory(size_t which)
     return &all[which];
 }
 
+/* The codes of one array for all rows of a half, little endian. */
+static void put_array(const kernel_case *c, uint8_t *stream, kernel_part part, size_t half,
+                      size_t run, size_t n)
+{
+    size_t bytes = part == PART_D || part == PART_DMIN ? 2 : kernel_scale_bytes(c->format);
+    uint8_t *at = stream + kernel_scale_at(c->format, c->halves, half, part, run);
+    for (size_t r = 0; r < KERNEL_ROWS; r++) {
+        uint32_t code = case_scale(c, part, half, r, n);
+        memcpy(at + r * bytes, &code, bytes);
+    }
+}
+
+static void put_scales(const kernel_case *c, uint8_t *stream)
+{
+    const kernel_info *f = &kernel_formats[c->format];
+    size_t section = kernel_section_bytes(c->format, c->halves);
+    for (size_t k = 0; k < c->k; k += f->chunk) {
+        size_t line = k / kernel_line_k(c->format);
+        uint8_t *at = stream + kernel_line_at(c->format, c->halves, 0, line) - section;
+        memset(at, f->scale == SCALE_E8M0 ? 127 : 0, section);
+    }
+    for (size_t k = 0, run = 0; k < c->k; k += f->scale_k, run++)
+        for (size_t half = 0; half < c->halves; half++) {
+            put_array(c, stream, PART_SCALE, half, run, run);
+            if (f->minima) put_array(c, stream, PART_MINIMUM, half, run, run);
+            if (f->scale != SCALE_K_U8 && f->scale != SCALE_K_I8) continue;
+            put_array(c, stream, PART_D, half, run, k / f->chunk);
+            if (f->minima) put_array(c, stream, PART_DMIN, half, run, k / f->chunk);
+        }
+}
+
 static uint8_t *make_lines(const kernel_case *c)
 {
     kernel_format f = c->format;
-    size_t bytes = kernel_panel_bytes(f, c->halves, c->k), line_k = kernel_line_k(f);
+    size_t bytes = kernel_panel_bytes(f, c->halves, c->k);
     uint8_t *stream = guarded_at(memory(0), bytes, c->at_end);
     memset(stream, 0, bytes);
     for (size_t k = 0; k < c->k; k++)
         for (size_t half = 0; half < c->halves; half++) {
-            size_t line = (k / line_k * c->halves + half) * KERNEL_LINE;
-            if (kernel_is_mx(f))
-                line = kernel_block_at(f, c->halves, k / 32) +
-                       (k % 32 / line_k * c->halves + half) * KERNEL_LINE;
+            size_t line = kernel_line_at(f, c->halves, half, kernel_line_of(f, k));
             for (size_t r = 0; r < KERNEL_ROWS; r++)
-                put_code(stream + line, f, r, k % line_k, code_of(c, half, r, k));
+                put_code(stream + line, f, r, k, case_code(c, half, r, k));
         }
-    if (!kernel_is_mx(f)) return stream;
-    size_t blocks = c->k / 32, group = kernel_group(c->halves);
-    for (size_t n = 0; n < (blocks + group - 1) / group * group; n++)
-        for (size_t half = 0; half < c->halves; half++)
-            for (size_t r = 0; r < KERNEL_ROWS; r++)
-                stream[kernel_scale_at(f, c->halves, n) + half * KERNEL_ROWS + r] =
-                    n < blocks ? scale_byte(c, half, r, n) : 127;
+    if (kernel_is_scaled(f)) put_scales(c, stream);
     return stream;
 }
 
@@ -170,7 +236,7 @@ static uint8_t *make_bf12(const kernel_case *c)
                 for (size_t r = 0; r < KERNEL_ROWS; r++) {
                     static const size_t most[] = {0, 2, 255, 1, 0, 30};
                     size_t limit = c->code ? 255 : most[(chunk + c->seed) % 6];
-                    uint32_t v = code_of(c, half, r, k);
+                    uint32_t v = case_code(c, half, r, k);
                     bool coded = bf12_code(head.exponent, v) < 15;
                     if (!coded && count[chunk] >= limit)
                         v = (v & 0x807F) | (uint32_t)head.exponent[(k + r) % 15] << 7;
@@ -242,23 +308,24 @@ static void fill_int8(const kernel_case *c, size_t t, uint32_t *row)
 {
     static const float special[] = {0.0f, 0x1p-126f, 0x1p+120f, 0x1p-149f};
     for (size_t n = 0; n < c->k / 32; n++) {
-        int32_t sum = 0;
+        int32_t sum = 0, first = 0;
         uint64_t draw = layer_random(c->seed + 3, t, n);
-        float half = (float)(1 + draw % 1000) * 0x1p-9f;
+        float scale = (float)(1 + draw % 1000) * 0x1p-8f;
         bool zero = c->data == CASE_WILD && t % 4 == 1 && draw >> 20 & 1;
-        if (c->data == CASE_WILD && t % 4 == 2) half = special[draw >> 30 & 3];
-        if (c->data == CASE_WILD && t % 4 == 3 && n == 0) half = num_nan();
+        if (c->data == CASE_WILD && t % 4 == 2) scale = special[draw >> 30 & 3];
+        if (c->data == CASE_WILD && t % 4 == 3 && n == 0) scale = num_nan();
         for (size_t i = 0; i < 32; i++) {
             uint64_t r = layer_random(c->seed + 4, t, n * 32 + i);
             int q = (int)(r >> 16 & 0xFFFF) % 255 - 127;
             if (c->data == CASE_EXTREME) q = t % 2 == 0 ? 127 : r & 1 ? -127 : 127;
             if (zero) q = 0;
             sum += q;
+            if (i < 16) first += q;
             row[n * 8 + i / 4] |= (uint32_t)(uint8_t)q << i % 4 * 8;
         }
-        sum *= -12;
-        memcpy(&row[c->k / 4 + n], &half, sizeof half);
+        memcpy(&row[c->k / 4 + n], &scale, sizeof scale);
         memcpy(&row[c->k / 4 + c->k / 32 + n], &sum, sizeof sum);
+        memcpy(&row[c->k / 4 + c->k / 16 + n], &first, sizeof first);
     }
 }
 
@@ -267,7 +334,9 @@ static void make_operands(kernel_case *c)
     static uint32_t row[KERNEL_TOKENS * CASE_MAX_K], scalar_row[KERNEL_TOKENS * CASE_MAX_K];
     c->row = row;
     c->scalar_row = c->operand == OPERAND_BF16 ? scalar_row : row;
-    c->scalar_words = c->operand == OPERAND_INT8 ? c->k / 4 + c->k / 32 * 2 : c->k;
+    c->scalar_words = c->operand == OPERAND_INT8   ? c->k / 4 + c->k / 32 * 3
+                      : c->operand == OPERAND_SUMS ? c->k + c->k / 32
+                                                   : c->k;
     c->words = c->operand == OPERAND_BF16 ? c->k / 2 : c->scalar_words;
     memset(row, 0, c->tokens * c->words * sizeof *row);
     for (size_t t = 0; t < c->tokens; t++) {
@@ -275,9 +344,9 @@ static void make_operands(kernel_case *c)
             fill_int8(c, t, row + t * c->words);
             continue;
         }
-        for (size_t k = 0; k < c->k; k++) {
+        for (size_t k = 0; k < c->scalar_words; k++) { /* sums: any values */
             uint32_t v = drawn_value(c, t, k);
-            c->scalar_row[t * c->k + k] = v;
+            c->scalar_row[t * c->scalar_words + k] = v;
             if (c->operand == OPERAND_BF16) row[t * c->words + k / 2] |= v >> 16 << k % 2 * 16;
         }
     }
@@ -337,13 +406,16 @@ size_t case_panel_bytes(const kernel_case *c)
 
 const char *case_format_name(kernel_format f)
 {
-    static const char *const names[] = {"bf16",   "f16",   "f32",   "e4m3_ieee",
-                                        "e4m3fn", "mxfp8", "mxfp4", "bf12"};
+    static const char *const names[] = {
+        "bf16",         "f16",           "f32",         "e4m3_ieee",   "e4m3fn",
+        "mxfp8",        "mxfp4",         "bf12",        "fp8-block",   "int4-bf16-32",
+        "int4-bf16-64", "int4-bf16-128", "int4-f16-32", "int4-f16-64", "int4-f16-128",
+        "q8_0",         "q4_k",          "q5_k",        "q6_k",        "nvfp4"};
     return names[f];
 }
 
 const char *case_operand_name(kernel_operand o)
 {
-    static const char *const names[] = {"f32", "bf16", "int8"};
+    static const char *const names[] = {"f32", "bf16", "int8", "sums"};
     return names[o];
 }

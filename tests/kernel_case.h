@@ -24,7 +24,8 @@ void *guarded_at(const guarded *g, size_t bytes, bool at_end);
 typedef enum case_data {
     CASE_NORMAL, /* around 1 */
     /* a quarter of the rows each: around 1, any bits, many subnormals and zeros, any finite
-     * number; so tokens too, with a single NaN or infinity in some; e8m0 0, 1, 254 and 255 */
+     * number; so tokens too, with a single NaN or infinity in some; so scales, NaN, infinite,
+     * subnormal and zero ones among them */
     CASE_WILD,
     CASE_EXTREME, /* the largest weights, saturated int8, tiny and huge operands */
     CASE_DATA
@@ -56,6 +57,10 @@ void case_make(kernel_case *c);
 
 /* The rows as tiles of width tokens; scalar: those of scalar_row, width 1. */
 kernel_tiles case_tiles(const kernel_case *c, size_t width, bool scalar);
+
+/* The code of term k of a row, and of a scale: of run n, with PART_D and PART_DMIN of chunk n. */
+uint32_t case_code(const kernel_case *c, size_t half, size_t row, size_t k);
+uint32_t case_scale(const kernel_case *c, kernel_part part, size_t half, size_t row, size_t n);
 
 /* Bytes of the panel's stream, a bf12 head among them. */
 size_t case_panel_bytes(const kernel_case *c);

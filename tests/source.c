@@ -20,6 +20,7 @@ size_t source_bits(moe_dtype dtype)
     case MOE_BF16:
     case MOE_F16: return 16;
     case MOE_E2M1_X2:
+    case MOE_INT4_X2:
     case MOE_MXFP4_X4: return 4;
     default: return 8;
     }
@@ -112,10 +113,20 @@ static bool is_shared(source_layout layout)
            layout == SOURCE_TRANSPOSED_FUSED || layout == SOURCE_TRANSPOSED_INTERLEAVED;
 }
 
+static bool is_pair(moe_dtype dtype)
+{
+    return dtype == MOE_E2M1_X2 || dtype == MOE_INT4_X2;
+}
+
+static bool is_blocks(moe_dtype dtype)
+{
+    return dtype >= MOE_Q8_0 && dtype <= MOE_GGML_NVFP4;
+}
+
 /* Two codes of 4 bits are one unit, and stay neighbours. */
 static source_layout layout_of(const source_spec *s, moe_dtype dtype)
 {
-    if (dtype != MOE_E2M1_X2) return s->layout;
+    if (!is_pair(dtype)) return s->layout;
     if (s->layout == SOURCE_TRANSPOSED) return SOURCE_DENSE;
     if (s->layout == SOURCE_TRANSPOSED_FUSED) return SOURCE_FUSED;
     if (s->layout == SOURCE_TRANSPOSED_INTERLEAVED) return SOURCE_INTERLEAVED;
@@ -130,7 +141,7 @@ static moe_array new_array(source *s, size_t matrix, moe_dtype dtype, source_lay
     memset(&a, 0, sizeof a);
     size_t unit = moe_dtype_size(dtype), E_L = (size_t)s->spec.E_L;
     place p = place_of(layout, matrix == SOURCE_DOWN, rows, columns);
-    if (dtype == MOE_E2M1_X2 && layout == SOURCE_GAPS) p.column = 1;
+    if (is_pair(dtype) && layout == SOURCE_GAPS) p.column = 1;
     a.dtype = dtype;
     a.row_stride = (int64_t)(p.row * unit);
     a.column_stride = (int64_t)(p.column * unit);
@@ -140,7 +151,7 @@ static moe_array new_array(source *s, size_t matrix, moe_dtype dtype, source_lay
         for (size_t e = 0; e < E_L; e++) experts[e] = take(s, rows * columns * unit);
         a.experts = (const void *const *)experts;
         a.expert_stride = -1; /* not read */
-    } else if (matrix == SOURCE_UP && is_shared(layout)) {
+    } else if (matrix == SOURCE_UP && is_shared(layout) && !s->spec.ungated) {
         a.data = (const char *)gate->data + p.up * unit;
     } else {
         a.data = take(s, E_L * p.expert * unit);
@@ -176,29 +187,97 @@ static void fill_rows(const source *s, size_t matrix, const moe_array *a, size_t
             put_float(element(a, e, row, 0), a->dtype, value(&s->spec, matrix, e, row));
 }
 
+/* Element [row, column] of every expert: random bytes. */
+static void fill_bytes(const source *s, size_t what, const moe_array *a, size_t rows,
+                       size_t columns)
+{
+    size_t bytes = moe_dtype_size(a->dtype);
+    for (size_t e = 0; e < (size_t)s->spec.E_L; e++)
+        for (size_t row = 0; row < rows; row++)
+            for (size_t n = 0; n < columns; n++) {
+                char *at = element(a, e, row, n);
+                for (size_t i = 0; i < bytes; i++)
+                    at[i] = (char)(random_of(&s->spec, what, e, row, n * bytes + i) >> 9);
+            }
+}
+
+/* The scales of blocks that lie beside the weights. */
+typedef struct scales {
+    moe_dtype dtype; /* none: there are none */
+    int32_t k, rows;
+} scales;
+
+static scales scales_of(const source_spec *s, moe_dtype weights)
+{
+    if (is_blocks(weights)) return (scales){MOE_DTYPE_NONE, 0, 0};
+    if (weights == MOE_INT4_X2)
+        return (scales){s->block_scale == MOE_DTYPE_NONE ? MOE_BF16 : s->block_scale,
+                        s->scale_k == 0 ? 32 : s->scale_k, 0};
+    if (s->mx && (weights == MOE_E2M1_X2 || weights == MOE_E4M3FN))
+        return (scales){MOE_E8M0, 32, 0};
+    if (weights == MOE_E2M1_X2) return (scales){MOE_E4M3FN, 16, 0};
+    if (weights == MOE_E4M3FN && s->scale_rows > 0)
+        return (scales){s->block_scale == MOE_DTYPE_NONE ? MOE_F32 : s->block_scale, 128,
+                        s->scale_rows};
+    return (scales){MOE_DTYPE_NONE, 0, 0};
+}
+
+bool source_is_scaled(const source_spec *s, size_t matrix)
+{
+    moe_dtype weights = weights_of(s, matrix);
+    return is_blocks(weights) || scales_of(s, weights).dtype != MOE_DTYPE_NONE;
+}
+
+static void make_block_scales(source *s, size_t matrix, moe_matrix *m, const moe_matrix *gate,
+                              size_t rows, size_t k)
+{
+    const source_spec *spec = &s->spec;
+    scales b = scales_of(spec, m->weights.dtype);
+    if (b.dtype == MOE_DTYPE_NONE) return;
+    size_t step = (size_t)b.k, columns = (k + step - 1) / step;
+    if (b.rows > 0) rows = (rows + (size_t)b.rows - 1) / (size_t)b.rows;
+    m->scale = new_array(s, matrix, b.dtype, spec->layout, rows, columns, &gate->scale);
+    m->scale_k = b.k == 32 && b.dtype == MOE_E8M0 && spec->seed % 2 == 0 ? 0 : b.k;
+    m->scale_rows = b.rows;
+    if (b.dtype != MOE_E8M0) {
+        fill_bytes(s, 3 + matrix, &m->scale, rows, columns);
+        return;
+    }
+    for (size_t e = 0; e < (size_t)spec->E_L; e++)
+        for (size_t row = 0; row < rows; row++)
+            for (size_t n = 0; n < columns; n++)
+                *(uint8_t *)element(&m->scale, e, row, n) =
+                    source_block_scale(spec, matrix, e, row, n);
+}
+
+/* The scales of rows, by the name that they have beside or without scales of blocks. */
+static void make_row_scales(source *s, size_t matrix, moe_dtype dtype, moe_array *a,
+                            const moe_array *gate, size_t rows)
+{
+    const source_spec *spec = &s->spec;
+    if (dtype == MOE_DTYPE_NONE) return;
+    *a = new_array(s, matrix, dtype, spec->layout, spec->one_scale ? 1 : rows, 1, gate);
+    if (spec->one_scale) a->row_stride = 0;
+    fill_rows(s, matrix, a, rows, source_scale);
+}
+
 static void make_matrix(source *s, size_t matrix, moe_matrix *m, const moe_matrix *gate)
 {
     const source_spec *spec = &s->spec;
     bool down = matrix == SOURCE_DOWN;
     size_t rows = (size_t)(down ? spec->H : spec->I), k = (size_t)(down ? spec->I : spec->H);
     moe_dtype dtype = weights_of(spec, matrix);
-    source_layout layout = layout_of(spec, dtype);
-    m->weights =
-        new_array(s, matrix, dtype, layout, rows, dtype == MOE_E2M1_X2 ? k / 2 : k, &gate->weights);
-    fill_weights(s, matrix, &m->weights, rows, k);
-    if (spec->mx) {
-        m->scale = new_array(s, matrix, MOE_E8M0, spec->layout, rows, k / 32, &gate->scale);
-        for (size_t e = 0; e < (size_t)spec->E_L; e++)
-            for (size_t row = 0; row < rows; row++)
-                for (size_t n = 0; n < k / 32; n++)
-                    *(uint8_t *)element(&m->scale, e, row, n) =
-                        source_block_scale(spec, matrix, e, row, n);
-    } else if (spec->scale != MOE_DTYPE_NONE) {
-        m->scale = new_array(s, matrix, spec->scale, spec->layout, spec->one_scale ? 1 : rows, 1,
-                             &gate->scale);
-        if (spec->one_scale) m->scale.row_stride = 0;
-        fill_rows(s, matrix, &m->scale, rows, source_scale);
-    }
+    size_t columns = k / moe_dtype_k(dtype);
+    m->weights = new_array(s, matrix, dtype, layout_of(spec, dtype), rows, columns, &gate->weights);
+    if (is_blocks(dtype))
+        fill_bytes(s, matrix, &m->weights, rows, columns);
+    else
+        fill_weights(s, matrix, &m->weights, rows, k);
+    make_block_scales(s, matrix, m, gate, rows, k);
+    if (source_is_scaled(spec, matrix))
+        make_row_scales(s, matrix, spec->row_scale, &m->row_scale, &gate->row_scale, rows);
+    else
+        make_row_scales(s, matrix, spec->scale, &m->scale, &gate->scale, rows);
     if (spec->bias == MOE_DTYPE_NONE) return;
     m->bias = new_array(s, matrix, spec->bias, spec->layout, rows, 1, &gate->bias);
     fill_rows(s, matrix, &m->bias, rows, source_bias);
@@ -354,7 +433,7 @@ void source_make(source *s, const source_spec *spec)
     s->args.E_L = spec->E_L;
     s->args.H = spec->H;
     s->args.I = spec->I;
-    make_matrix(s, SOURCE_GATE, &s->args.gate, &s->args.gate);
+    if (!spec->ungated) make_matrix(s, SOURCE_GATE, &s->args.gate, &s->args.gate);
     make_matrix(s, SOURCE_UP, &s->args.up, &s->args.gate);
     make_matrix(s, SOURCE_DOWN, &s->args.down, &s->args.gate);
 }

@@ -29,7 +29,12 @@ enum { SOURCE_GATE, SOURCE_UP, SOURCE_DOWN };
 typedef struct source_spec {
     uint64_t seed;
     moe_dtype gate_up, down; /* of the weights; SOURCE_OPERATOR mx: MOE_MXFP4_X4, MOE_MXFP8_X4 */
-    bool mx;                 /* scales are e8m0 bytes of 32 k */
+    bool mx;                 /* scales are e8m0 bytes of 32 k; e2m1_x2 without: e4m3fn of 16 */
+    bool ungated;            /* gate is not given */
+    /* of e4m3fn with scale_rows (a grid) and of int4_x2; 0: of f32 or bf16, and of 32 k */
+    moe_dtype block_scale;
+    int32_t scale_k, scale_rows;
+    moe_dtype row_scale; /* beside scales of blocks, or none */
     source_layout layout;
     int64_t E_L, H, I;
     int64_t lanes_p; /* of x4 words: I_p */
@@ -40,7 +45,7 @@ typedef struct source_spec {
     uint32_t (*code)(const struct source_spec *s, size_t matrix, size_t e, size_t row, size_t k);
 } source_spec;
 
-enum { SOURCE_ARRAYS = 64 };
+enum { SOURCE_ARRAYS = 128 };
 
 typedef struct source {
     moe_experts_args args;
@@ -60,6 +65,9 @@ uint32_t source_code(const source_spec *s, size_t matrix, size_t e, size_t row, 
 uint8_t source_block_scale(const source_spec *s, size_t matrix, size_t e, size_t row, size_t block);
 float source_scale(const source_spec *s, size_t matrix, size_t e, size_t row);
 float source_bias(const source_spec *s, size_t matrix, size_t e, size_t row);
+
+/* Whether the weights have scales of blocks, beside them or in them. */
+bool source_is_scaled(const source_spec *s, size_t matrix);
 
 /* Bits of an element's code, and lanes of the down product. */
 size_t source_bits(moe_dtype dtype);

@@ -196,11 +196,12 @@ static void test_status_names(void **state)
         "MOE_E_VALUE",      "MOE_E_DIM",         "MOE_E_SHAPE",    "MOE_E_DTYPE",
         "MOE_E_LAYOUT",     "MOE_E_UNSUPPORTED", "MOE_E_OVERFLOW", "MOE_E_EXPERT_INDEX",
         "MOE_E_RANK_RANGE", "MOE_E_ALIGN",       "MOE_E_ALIAS",    "MOE_E_NOMEM",
-        "MOE_E_ISA",        "MOE_E_BUSY"};
-    assert_int_equal(COUNT(names), MOE_E_BUSY + 1);
+        "MOE_E_ISA",        "MOE_E_BUSY",        "MOE_E_OPEN",     "MOE_E_READ",
+        "MOE_E_WRITE",      "MOE_E_FORMAT",      "MOE_E_MODEL",    "MOE_E_STALE"};
+    assert_int_equal(COUNT(names), MOE_E_STALE + 1);
     for (size_t i = 0; i < COUNT(names); i++)
         assert_string_equal(moe_status_name((moe_status)i), names[i]);
-    static const int none[] = {-1, MOE_E_BUSY + 1, INT32_MAX, INT32_MIN};
+    static const int none[] = {-1, MOE_E_STALE + 1, INT32_MAX, INT32_MIN};
     for (size_t i = 0; i < COUNT(none); i++)
         assert_string_equal(moe_status_name((moe_status)none[i]), "unknown moe_status");
 }
@@ -211,22 +212,39 @@ static void test_dtype_names(void **state)
     static const struct {
         moe_dtype dtype;
         const char *name;
-        size_t size;
+        size_t size, k;
     } dtypes[] = {
-        {MOE_BF16, "bf16", 2},         {MOE_F16, "f16", 2},
-        {MOE_F32, "f32", 4},           {MOE_E4M3_IEEE, "e4m3_ieee", 1},
-        {MOE_E4M3FN, "e4m3fn", 1},     {MOE_E8M0, "e8m0", 1},
-        {MOE_MXFP4_X4, "mxfp4_x4", 2}, {MOE_MXFP8_X4, "mxfp8_x4", 4},
-        {MOE_I32, "i32", 4},           {MOE_U32, "u32", 4},
-        {MOE_I64, "i64", 8},           {MOE_E2M1_X2, "e2m1_x2", 1},
+        {MOE_BF16, "bf16", 2, 1},
+        {MOE_F16, "f16", 2, 1},
+        {MOE_F32, "f32", 4, 1},
+        {MOE_E4M3_IEEE, "e4m3_ieee", 1, 1},
+        {MOE_E4M3FN, "e4m3fn", 1, 1},
+        {MOE_E8M0, "e8m0", 1, 1},
+        {MOE_MXFP4_X4, "mxfp4_x4", 2, 4},
+        {MOE_MXFP8_X4, "mxfp8_x4", 4, 4},
+        {MOE_I32, "i32", 4, 1},
+        {MOE_U32, "u32", 4, 1},
+        {MOE_I64, "i64", 8, 1},
+        {MOE_E2M1_X2, "e2m1_x2", 1, 2},
+        {MOE_INT4_X2, "int4_x2", 1, 2},
+        {MOE_Q8_0, "q8_0", 34, 32},
+        {MOE_Q4_0, "q4_0", 18, 32},
+        {MOE_Q4_K, "q4_k", 144, 256},
+        {MOE_Q5_K, "q5_k", 176, 256},
+        {MOE_Q6_K, "q6_k", 210, 256},
+        {MOE_GGML_MXFP4, "ggml_mxfp4", 17, 32},
+        {MOE_GGML_NVFP4, "ggml_nvfp4", 36, 64},
     };
+    assert_int_equal(COUNT(dtypes) + 1, MOE_DTYPE_COUNT);
     for (size_t i = 0; i < COUNT(dtypes); i++) {
         assert_string_equal(moe_dtype_name(dtypes[i].dtype), dtypes[i].name);
         assert_int_equal(moe_dtype_size(dtypes[i].dtype), dtypes[i].size);
+        assert_int_equal(moe_dtype_k(dtypes[i].dtype), dtypes[i].k);
     }
-    static const int none[] = {-1, MOE_DTYPE_NONE, MOE_E2M1_X2 + 1, INT32_MAX, INT32_MIN};
+    static const int none[] = {-1, MOE_DTYPE_NONE, MOE_DTYPE_COUNT, INT32_MAX, INT32_MIN};
     for (size_t i = 0; i < COUNT(none); i++) {
         assert_int_equal(moe_dtype_size((moe_dtype)none[i]), 0);
+        assert_int_equal(moe_dtype_k((moe_dtype)none[i]), 0);
         assert_non_null(moe_dtype_name((moe_dtype)none[i]));
         if (none[i] != MOE_DTYPE_NONE)
             assert_string_equal(moe_dtype_name((moe_dtype)none[i]), "unknown");

@@ -20,6 +20,7 @@
 #include "fpenv.h"
 #include "kernel_bench.h"
 #include "kernel_case.h"
+#include "kernel_ref.h"
 #include "numeric.h"
 
 /* ---- what is compared ------------------------------------------------------------------------ */
@@ -136,7 +137,7 @@ static void expect_case(kernel_case *c, bool down, const kernel_point *point, si
             run(&kernel_table_scalar, c, down, point, case_tiles(c, 1, true), expected, columns);
             made = true;
         }
-        size_t width = 1 + turn % table->width[kernel_is_mx(c->format)];
+        size_t width = 1 + turn % table->width[kernel_is_scaled(c->format)];
         size_t stride = columns + turn % 3 * 16;
         describe(c, down ? "down" : "gate_up", table->isa, width);
         float *out = guarded_at(&output_memory, ((c->tokens - 1) * stride + columns) * sizeof *out,
@@ -163,10 +164,14 @@ static uint64_t first_seed(void)
 static void each_shape(kernel_format f, kernel_operand o)
 {
     static const size_t plain_k[] = {2, 4, 6, 8, 30, 32, 34, 64, 510, 512, 514, 1030, 1024, 1570};
-    static const size_t mx_k[] = {0, 32, 64, 96, 128, 160, 480, 512, 544, 1056, 1088};
+    static const size_t scaled_k[] = {0, 32, 64, 96, 128, 160, 480, 512, 544, 1056, 1088};
     static const size_t tokens[] = {1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 24, 31, 128};
-    const size_t count = kernel_is_mx(f) ? COUNT(mx_k) : COUNT(plain_k);
-    const size_t rounds = is_set("MOE_EXHAUSTIVE") ? 50 : 3, step = is_set("MOE_QUICK") ? 16 : 1;
+    const size_t count = kernel_is_scaled(f) ? COUNT(scaled_k) : COUNT(plain_k);
+    const bool like_another = f >= FORMAT_INT4_BF16_64 && f <= FORMAT_INT4_F16_128;
+    const size_t rounds = is_set("MOE_EXHAUSTIVE") ? 50
+                          : like_another           ? 1
+                                                   : 3,
+                 step = is_set("MOE_QUICK") ? 16 : 1;
     for (size_t n = 0; n < rounds * COUNT(tokens) * count * 3; n += step) {
         uint64_t seed = first_seed() + n * 64 + f * 8 + o, draw = case_random(seed, 0);
         size_t shape = n / 3;
@@ -174,7 +179,8 @@ static void each_shape(kernel_format f, kernel_operand o)
                          .format = f,
                          .operand = o,
                          .data = (case_data)(draw % CASE_DATA),
-                         .k = kernel_is_mx(f) ? mx_k[shape % count] : plain_k[shape % count],
+                         .k =
+                             kernel_is_scaled(f) ? scaled_k[shape % count] : plain_k[shape % count],
                          .halves = n % 3 == 2 ? 1 : 2,
                          .tokens = tokens[shape / count % COUNT(tokens)],
                          .scale = draw >> 32 & 1,
@@ -212,7 +218,7 @@ static void each_width(kernel_format f, kernel_operand o)
                              .format = f,
                              .operand = o,
                              .data = (case_data)(tokens % CASE_DATA),
-                             .k = kernel_is_mx(f) ? 96 : 38,
+                             .k = kernel_is_scaled(f) ? 96 : 38,
                              .halves = 2,
                              .tokens = tokens,
                              .at_end = tokens % 2};
@@ -256,7 +262,7 @@ static void each_code(kernel_format f, kernel_operand o)
                              .format = f,
                              .operand = o,
                              .data = CASE_WILD,
-                             .k = kernel_is_mx(f) ? 32 : 2,
+                             .k = kernel_is_scaled(f) ? 32 : 2,
                              .halves = 2,
                              .tokens = 4,
                              .code = numbered_code,
@@ -269,6 +275,41 @@ static void test_codes(void **state)
 {
     (void)state;
     each_entry(each_code);
+}
+
+/* ---- the document ---------------------------------------------------------------------------- */
+
+/* Scaled weights: the scalar kernels against kernel_ref.c. */
+static void each_reference(kernel_format f, kernel_operand o)
+{
+    static const size_t k[] = {32, 64, 96, 160, 256, 288, 544};
+    static float expected[KERNEL_TOKENS * 2 * KERNEL_ROWS], out[KERNEL_TOKENS * 2 * KERNEL_ROWS];
+    if (!kernel_is_scaled(f) || kernel_table_scalar.down[f][o] == NULL) return;
+    for (uint64_t seed = first_seed(); seed < first_seed() + (is_set("MOE_QUICK") ? 20 : 100);
+         seed++) {
+        uint64_t draw = case_random(seed, f * 8 + o);
+        kernel_case c = {.seed = draw >> 8,
+                         .format = f,
+                         .operand = o,
+                         .data = (case_data)(draw % CASE_DATA),
+                         .k = k[(draw >> 2) % COUNT(k)],
+                         .halves = 1 + (draw >> 6 & 1),
+                         .tokens = 1 + seed % 5};
+        size_t columns = c.halves * KERNEL_ROWS;
+        describe(&c, "reference", "scalar", 1);
+        case_make(&c);
+        fpenv saved = fpenv_enter();
+        kernel_ref_sums(&c, expected);
+        fpenv_leave(saved);
+        run(&kernel_table_scalar, &c, true, NULL, case_tiles(&c, 1, true), out, columns);
+        expect_floats(expected, out, c.tokens, columns, columns);
+    }
+}
+
+static void test_reference(void **state)
+{
+    (void)state;
+    each_entry(each_reference);
 }
 
 /* ---- activations ----------------------------------------------------------------------------- */
@@ -328,17 +369,20 @@ static void quantize_case(uint64_t seed, kernel_rounding r, kernel_operand o)
 {
     static guarded values, tiles[2];
     uint64_t draw = case_random(seed, 0);
-    bool blocks = r == ROUND_MXFP8 || r == ROUND_INT8, at_end = draw >> 9 & 1;
+    bool blocks = r == ROUND_MXFP8 || r == ROUND_INT8 || o == OPERAND_SUMS, at_end = draw >> 9 & 1;
     size_t tokens = 1 + draw % 12, before = draw >> 4 & 3,
            width = before + tokens + (draw >> 6 & 3);
     size_t n = 1 + (draw >> 10) % 4, block = (draw >> 14) % n, k = n * 32;
     size_t terms = blocks || block + 1 < n ? 32 : 2 + (draw >> 18) % 16 * 2;
     if (!blocks) k -= 32 - terms;
     size_t stride = terms + (draw >> 24) % 40;
-    size_t words = o == OPERAND_INT8 ? k / 4 + k / 32 * 2 : o == OPERAND_BF16 ? k / 2 : k;
+    size_t words = o == OPERAND_INT8   ? k / 4 + k / 32 * 3
+                   : o == OPERAND_BF16 ? k / 2
+                   : o == OPERAND_SUMS ? k + k / 32
+                                       : k;
     if (values.first == NULL) {
         values = guarded_new(12 * 80 * sizeof(float));
-        for (int i = 0; i < 2; i++) tiles[i] = guarded_new(18 * 160 * sizeof(float));
+        for (int i = 0; i < 2; i++) tiles[i] = guarded_new(18 * 170 * sizeof(float));
     }
     float *v = guarded_at(&values, ((tokens - 1) * stride + terms) * sizeof *v, at_end);
     for (size_t t = 0; t < tokens; t++)
@@ -378,10 +422,10 @@ static void test_quantize(void **state)
     static const struct {
         kernel_rounding rounding;
         kernel_operand operand;
-    } pairs[] = {{ROUND_NONE, OPERAND_F32},  {ROUND_NONE, OPERAND_BF16},
-                 {ROUND_BF16, OPERAND_F32},  {ROUND_BF16, OPERAND_BF16},
-                 {ROUND_MXFP8, OPERAND_F32}, {ROUND_MXFP8, OPERAND_BF16},
-                 {ROUND_INT8, OPERAND_INT8}};
+    } pairs[] = {
+        {ROUND_NONE, OPERAND_F32},  {ROUND_NONE, OPERAND_BF16}, {ROUND_BF16, OPERAND_F32},
+        {ROUND_BF16, OPERAND_BF16}, {ROUND_MXFP8, OPERAND_F32}, {ROUND_MXFP8, OPERAND_BF16},
+        {ROUND_NONE, OPERAND_SUMS}, {ROUND_BF16, OPERAND_SUMS}, {ROUND_INT8, OPERAND_INT8}};
     unsigned rounds = is_set("MOE_EXHAUSTIVE") ? 200000 : is_set("MOE_QUICK") ? 500 : 4000;
     for (unsigned n = 0; n < rounds; n++)
         for (size_t i = 0; i < COUNT(pairs); i++)
@@ -427,9 +471,10 @@ int main(int argc, char **argv)
     output_memory = guarded_new(KERNEL_TOKENS * 4 * KERNEL_ROWS * sizeof(float));
     if (argc > 1 && strcmp(argv[1], "--bench") == 0) return kernel_bench(argv[2]);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_shapes),   cmocka_unit_test(test_widths),
-        cmocka_unit_test(test_codes),    cmocka_unit_test(test_activations),
-        cmocka_unit_test(test_quantize), cmocka_unit_test(test_reduce),
+        cmocka_unit_test(test_shapes),      cmocka_unit_test(test_widths),
+        cmocka_unit_test(test_codes),       cmocka_unit_test(test_reference),
+        cmocka_unit_test(test_activations), cmocka_unit_test(test_quantize),
+        cmocka_unit_test(test_reduce),
     };
     return cmocka_run_group_tests_name("kernels", tests, NULL, NULL);
 }

@@ -83,12 +83,9 @@ static void expect_lines(const packed *p, const source_spec *s, const kernel_pan
     kernel_format f = panel->format;
     size_t line_k = kernel_line_k(f), end = (panel->k + line_k - 1) / line_k * line_k;
     for (size_t k = 0; k < end; k++) {
-        size_t at = (k / line_k * panel->halves + half) * KERNEL_LINE;
-        if (kernel_is_mx(f))
-            at = kernel_block_at(f, panel->halves, k / 32) +
-                 (k % 32 / line_k * panel->halves + half) * KERNEL_LINE;
+        size_t at = kernel_line_at(f, panel->halves, half, kernel_line_of(f, k));
         for (size_t r = 0; r < KERNEL_ROWS; r++) {
-            uint32_t got = code_at(panel->stream + at, f, r, k % line_k),
+            uint32_t got = code_at(panel->stream + at, f, r, k),
                      want = expected_code(p, s, matrix, row + r, k);
             if (got != want)
                 fail_msg("format %d layout %d H %d I %d matrix %zu row %zu k %zu: %x, not %x", f,
@@ -100,14 +97,14 @@ static void expect_lines(const packed *p, const source_spec *s, const kernel_pan
 static void expect_scale_bytes(const packed *p, const source_spec *s, const kernel_panel *panel,
                                size_t half, size_t matrix, size_t row)
 {
-    size_t blocks = panel->k / 32, group = kernel_group(panel->halves);
-    for (size_t n = 0; n < (blocks + group - 1) / group * group; n++)
+    size_t blocks = panel->k / 32;
+    for (size_t n = 0; n < (blocks + 1) / 2 * 2; n++)
         for (size_t r = 0; r < KERNEL_ROWS; r++) {
             size_t from = source_row(p, matrix, row + r);
             uint8_t want = n >= blocks || from == SIZE_MAX
                                ? 127
                                : source_block_scale(s, matrix, p->e, from, n);
-            size_t at = kernel_scale_at(panel->format, panel->halves, n) + half * KERNEL_ROWS + r;
+            size_t at = kernel_scale_at(panel->format, panel->halves, half, PART_SCALE, n) + r;
             assert_int_equal(panel->stream[at], want);
         }
 }

@@ -21,15 +21,27 @@ static inline uint32_t code_of(const uint8_t *line, size_t r, size_t k, kernel_f
     return bits == 32 ? word : word >> at % 32 & ((1u << bits) - 1);
 }
 
+/* The integer that a code is; of e2m1 twice the value. */
+static inline int integer_of(uint32_t code, kernel_format f)
+{
+    switch (kernel_formats[f].element) {
+    case ELEMENT_E2M1: return num_e2m1_doubled(code);
+    case ELEMENT_INT4: return (int)code - 8;
+    case ELEMENT_INT8: return (int8_t)code;
+    default: return (int)code; /* ELEMENT_UINT4 */
+    }
+}
+
 static inline float value_of(uint32_t code, kernel_format f)
 {
-    switch (f) {
-    case FORMAT_BF16: return num_from_bf16((uint16_t)code);
-    case FORMAT_F16: return num_from_f16((uint16_t)code);
-    case FORMAT_F32: return num_float(code);
-    case FORMAT_E4M3_IEEE: return num_from_e4m3_ieee((uint8_t)code);
-    case FORMAT_MXFP4: return num_from_e2m1(code);
-    default: return num_from_e4m3fn((uint8_t)code);
+    switch (kernel_formats[f].element) {
+    case ELEMENT_BF16: return num_from_bf16((uint16_t)code);
+    case ELEMENT_F16: return num_from_f16((uint16_t)code);
+    case ELEMENT_F32: return num_float(code);
+    case ELEMENT_E4M3_IEEE: return num_from_e4m3_ieee((uint8_t)code);
+    case ELEMENT_E4M3FN: return num_from_e4m3fn((uint8_t)code);
+    case ELEMENT_E2M1: return num_from_e2m1(code);
+    default: return (float)integer_of(code, f);
     }
 }
 
@@ -37,10 +49,9 @@ static inline float value_of(uint32_t code, kernel_format f)
 static inline void widen(const uint8_t *lines, size_t stride, size_t k, kernel_format f,
                          float w[][KERNEL_ROWS])
 {
-    size_t line_k = kernel_line_k(f);
     for (size_t i = 0; i < k; i++)
         for (size_t r = 0; r < KERNEL_ROWS; r++)
-            w[i][r] = value_of(code_of(lines + i / line_k * stride, r, i % line_k, f), f);
+            w[i][r] = value_of(code_of(lines + kernel_line_of(f, i) * stride, r, i, f), f);
 }
 
 /* The bf16 of row r and term k of a bf12 panel's half, `lines`; escapes: those of the term's
@@ -79,6 +90,62 @@ static void widen_bf12(const kernel_panel *p, size_t first, size_t n, block_weig
                 w[m][i][r] =
                     num_from_bf16(bf12_weight(head, p->stream + head->lines_at + m * KERNEL_LINE,
                                               stride, m, r, k, escapes, counts[chunk]));
+    }
+}
+
+/* ---- scales ---------------------------------------------------------------------------------- */
+
+/* Of the run that a step belongs to, for each row: an acc becomes acc * low * scale, and minimum is
+ * taken off for every unit of x. */
+typedef struct step_scales {
+    float low[KERNEL_ROWS], scale[KERNEL_ROWS], minimum[KERNEL_ROWS];
+} step_scales;
+
+static inline float float_of_f16(const uint8_t *at, size_t r)
+{
+    uint16_t half;
+    memcpy(&half, at + r * sizeof half, sizeof half);
+    return num_from_f16(half);
+}
+
+static inline float float_of_bf16(const uint8_t *at, size_t r)
+{
+    uint16_t half;
+    memcpy(&half, at + r * sizeof half, sizeof half);
+    return num_from_bf16(half);
+}
+
+static inline float float_of_f32(const uint8_t *at, size_t r)
+{
+    float x;
+    memcpy(&x, at + r * sizeof x, sizeof x);
+    return x;
+}
+
+/* d * sc and dmin * m are exact. */
+static void scales_of(const kernel_panel *p, size_t m, size_t k, step_scales *s)
+{
+    const kernel_info *info = &kernel_formats[p->format];
+    size_t run = k / info->scale_k;
+    const uint8_t *part[4]; /* a kernel_part each */
+    for (int i = 0; i < 4; i++)
+        part[i] = p->stream + kernel_scale_at(p->format, p->halves, m, (kernel_part)i, run);
+    for (size_t r = 0; r < KERNEL_ROWS; r++) {
+        const uint8_t *scale = part[PART_SCALE], c = scale[r];
+        s->low[r] = 1.0f;
+        s->minimum[r] = info->minima ? float_of_f16(part[PART_DMIN], r) * part[PART_MINIMUM][r] : 0;
+        switch (info->scale) {
+        case SCALE_E8M0:
+            s->low[r] = num_e8m0_low(c);
+            s->scale[r] = num_e8m0(c);
+            break;
+        case SCALE_E4M3: s->scale[r] = num_from_e4m3fn(c); break;
+        case SCALE_BF16: s->scale[r] = float_of_bf16(scale, r); break;
+        case SCALE_F16: s->scale[r] = float_of_f16(scale, r); break;
+        case SCALE_K_U8: s->scale[r] = float_of_f16(part[PART_D], r) * c; break;
+        case SCALE_K_I8: s->scale[r] = float_of_f16(part[PART_D], r) * (int8_t)c; break;
+        default: s->scale[r] = float_of_f32(scale, r);
+        }
     }
 }
 
@@ -121,53 +188,72 @@ static inline void plain_sums(const kernel_panel *p, const kernel_tiles *tiles, 
     }
 }
 
-/* MX weights: the dot of each block of 32 from +0, scaled into the sum by one fma. */
-static inline void mx_sums(const kernel_panel *p, const kernel_tiles *tiles, kernel_format f,
-                           block_weights w, panel_sums sum)
+/* The lines of a half from term k on, which is the first of a step. */
+static inline const uint8_t *lines_at(const kernel_panel *p, size_t m, size_t k)
 {
-    size_t stride = p->halves * KERNEL_LINE;
-    for (size_t n = 0; n < p->k / KERNEL_BLOCK; n++) {
-        const uint8_t *lines = p->stream + kernel_block_at(f, p->halves, n);
-        const uint8_t *scale = p->stream + kernel_scale_at(f, p->halves, n);
-        for (size_t m = 0; m < p->halves; m++, scale += KERNEL_ROWS) {
-            widen(lines + m * KERNEL_LINE, stride, KERNEL_BLOCK, f, w[m]);
-            for (size_t t = 0; t < tiles->tokens; t++) {
-                float acc[KERNEL_ROWS];
-                block_dot((const float *)row_of(tiles, t) + n * KERNEL_BLOCK, KERNEL_BLOCK, w[m],
-                          acc);
-                for (size_t r = 0; r < KERNEL_ROWS; r++)
-                    sum[m][t][r] =
-                        fmaf(acc[r] * num_e8m0_low(scale[r]), num_e8m0(scale[r]), sum[m][t][r]);
-            }
-        }
-    }
+    return p->stream + kernel_line_at(p->format, p->halves, m, kernel_line_of(p->format, k));
 }
 
-/* MXFP4 weights and int8 operands: each block's dot is an exact integer of twice the e2m1
- * values.  Codes lie in the order that kernel.h gives; half[n] is half of block n's scale. */
-static inline void int8_sums(const kernel_panel *p, const kernel_tiles *tiles, panel_sums sum)
+/* Scaled weights: the dot of each step from +0, scaled into the sum by one fma; what minima take
+ * off by another.  f: any format with the panel's elements. */
+static inline void scaled_sums(const kernel_panel *p, const kernel_tiles *tiles, kernel_format f,
+                               block_weights w, panel_sums sum)
 {
-    size_t stride = p->halves * KERNEL_LINE;
-    for (size_t n = 0; n < p->k / KERNEL_BLOCK; n++) {
-        const uint8_t *lines = p->stream + kernel_block_at(FORMAT_MXFP4, p->halves, n);
-        const uint8_t *scale = p->stream + kernel_scale_at(FORMAT_MXFP4, p->halves, n);
-        for (size_t m = 0; m < p->halves; m++, lines += KERNEL_LINE, scale += KERNEL_ROWS)
+    const kernel_info *info = &kernel_formats[p->format];
+    size_t stride = p->halves * KERNEL_LINE, n = info->step;
+    for (size_t k = 0; k < p->k; k += n)
+        for (size_t m = 0; m < p->halves; m++) {
+            step_scales s;
+            scales_of(p, m, k, &s);
+            widen(lines_at(p, m, k), stride, n, f, w[m]);
+            for (size_t t = 0; t < tiles->tokens; t++) {
+                const float *x = row_of(tiles, t);
+                float acc[KERNEL_ROWS], *to = sum[m][t];
+                block_dot(x + k, n, w[m], acc);
+                for (size_t r = 0; r < KERNEL_ROWS; r++)
+                    to[r] = fmaf(acc[r] * s.low[r], s.scale[r], to[r]);
+                for (size_t r = 0; info->minima && r < KERNEL_ROWS; r++)
+                    to[r] = fmaf(x[p->k + k / KERNEL_BLOCK], -s.minimum[r], to[r]);
+            }
+        }
+}
+
+/* dot[r] = the exact sum over a step of q w, both in the order that kernel.h gives for int8. */
+static inline void int8_dot(const int8_t *q, const int *w, size_t n, int *dot)
+{
+    *dot = 0;
+    for (size_t i = 0; i < n; i++) *dot += q[i] * w[i / 8 * 8 + kernel_int8_k(i % 8)];
+}
+
+/* Scaled weights and int8 operands: each step's dot is an exact integer, with e2m1 of twice the
+ * values, for which half the operand's scale makes up. */
+static inline void int8_sums(const kernel_panel *p, const kernel_tiles *tiles, kernel_format f,
+                             panel_sums sum)
+{
+    const kernel_info *info = &kernel_formats[p->format];
+    const float unit = info->element == ELEMENT_E2M1 ? 0.5f : 1.0f;
+    size_t stride = p->halves * KERNEL_LINE, n = info->step, blocks = p->k / KERNEL_BLOCK;
+    for (size_t k = 0; k < p->k; k += n)
+        for (size_t m = 0; m < p->halves; m++) {
+            const uint8_t *lines = lines_at(p, m, k);
+            step_scales s;
+            scales_of(p, m, k, &s);
             for (size_t r = 0; r < KERNEL_ROWS; r++) {
-                int w[KERNEL_BLOCK];
-                for (size_t i = 0; i < KERNEL_BLOCK; i++)
-                    w[i] =
-                        num_e2m1_doubled(code_of(lines + i / 8 * stride, r, i % 8, FORMAT_MXFP4));
+                int w[KERNEL_BLOCK], dot;
+                for (size_t i = 0; i < n; i++)
+                    w[i] = integer_of(code_of(lines + kernel_line_of(f, i) * stride, r, i, f), f);
                 for (size_t t = 0; t < tiles->tokens; t++) {
-                    const int8_t *q = (const int8_t *)row_of(tiles, t) + n * KERNEL_BLOCK;
-                    const float *half = (const float *)row_of(tiles, t) + p->k / 4;
-                    int dot = 0;
-                    for (size_t i = 0; i < KERNEL_BLOCK; i++)
-                        dot += q[i] * w[i / 8 * 8 + kernel_int8_k(i % 8)];
-                    float s = (half[n] * num_e8m0_low(scale[r])) * num_e8m0(scale[r]);
-                    sum[m][t][r] = fmaf((float)dot, s, sum[m][t][r]);
+                    const int8_t *q = row_of(tiles, t);
+                    const float *sx = (const float *)row_of(tiles, t) + p->k / 4;
+                    const int32_t *codes = (const int32_t *)row_of(tiles, t) + p->k / 4 + blocks;
+                    float scale = sx[k / KERNEL_BLOCK], *to = &sum[m][t][r];
+                    int8_dot(q + k, w, n, &dot);
+                    *to = fmaf((float)dot, scale * unit * s.low[r] * s.scale[r], *to);
+                    if (info->minima)
+                        *to = fmaf((float)codes[k / KERNEL_BLOCK], -(scale * s.minimum[r]), *to);
                 }
             }
-    }
+        }
 }
 
 static inline void sums(const kernel_panel *p, const kernel_tiles *tiles, kernel_format f,
@@ -176,9 +262,9 @@ static inline void sums(const kernel_panel *p, const kernel_tiles *tiles, kernel
     block_weights w;
     for (size_t m = 0; m < 2; m++) memset(sum[m], 0, tiles->tokens * sizeof sum[m][0]);
     if (o == OPERAND_INT8)
-        int8_sums(p, tiles, sum);
-    else if (kernel_is_mx(f))
-        mx_sums(p, tiles, f, w, sum);
+        int8_sums(p, tiles, f, sum);
+    else if (kernel_is_scaled(f))
+        scaled_sums(p, tiles, f, w, sum);
     else
         plain_sums(p, tiles, f, w, sum);
 }
@@ -252,18 +338,39 @@ KERNEL_PAIR(f16, FORMAT_F16, OPERAND_F32)
 KERNEL_PAIR(f32, FORMAT_F32, OPERAND_F32)
 KERNEL_PAIR(e4m3_ieee, FORMAT_E4M3_IEEE, OPERAND_F32)
 KERNEL_PAIR(e4m3fn, FORMAT_E4M3FN, OPERAND_F32)
-KERNEL_PAIR(mxfp8, FORMAT_MXFP8, OPERAND_F32)
-KERNEL_PAIR(mxfp4, FORMAT_MXFP4, OPERAND_F32)
-KERNEL_PAIR(mxfp4_int8, FORMAT_MXFP4, OPERAND_INT8)
 KERNEL_PAIR(bf12, FORMAT_BF12, OPERAND_F32)
+/* One for all formats with the same elements. */
+KERNEL_PAIR(fp8, FORMAT_MXFP8, OPERAND_F32)
+KERNEL_PAIR(fp4, FORMAT_MXFP4, OPERAND_F32)
+KERNEL_PAIR(fp4_int8, FORMAT_MXFP4, OPERAND_INT8)
+KERNEL_PAIR(int4, FORMAT_INT4_F16_32, OPERAND_F32)
+KERNEL_PAIR(int4_int8, FORMAT_INT4_F16_32, OPERAND_INT8)
+KERNEL_PAIR(uint4, FORMAT_Q4_K, OPERAND_SUMS)
+KERNEL_PAIR(uint4_int8, FORMAT_Q4_K, OPERAND_INT8)
+KERNEL_PAIR(int8, FORMAT_Q8_0, OPERAND_F32)
+KERNEL_PAIR(int8_int8, FORMAT_Q8_0, OPERAND_INT8)
+
+#define BOTH(name)                                                                                 \
+    {                                                                                              \
+        [OPERAND_F32] = name, [OPERAND_INT8] = name##_int8                                         \
+    }
+#define SUMS(name)                                                                                 \
+    {                                                                                              \
+        [OPERAND_SUMS] = name, [OPERAND_INT8] = name##_int8                                        \
+    }
 
 #define SLOTS(kind)                                                                                \
     {                                                                                              \
         [FORMAT_BF16] = {kind##_bf16}, [FORMAT_F16] = {kind##_f16}, [FORMAT_F32] = {kind##_f32},   \
         [FORMAT_E4M3_IEEE] = {kind##_e4m3_ieee}, [FORMAT_E4M3FN] = {kind##_e4m3fn},                \
-        [FORMAT_MXFP8] = {kind##_mxfp8},                                                           \
-        [FORMAT_MXFP4] = {[OPERAND_F32] = kind##_mxfp4, [OPERAND_INT8] = kind##_mxfp4_int8},       \
-        [FORMAT_BF12] = {kind##_bf12},                                                             \
+        [FORMAT_MXFP8] = {kind##_fp8}, [FORMAT_MXFP4] = BOTH(kind##_fp4),                          \
+        [FORMAT_BF12] = {kind##_bf12}, [FORMAT_FP8_BLOCK] = {kind##_fp8},                          \
+        [FORMAT_INT4_BF16_32] = BOTH(kind##_int4), [FORMAT_INT4_BF16_64] = BOTH(kind##_int4),      \
+        [FORMAT_INT4_BF16_128] = BOTH(kind##_int4), [FORMAT_INT4_F16_32] = BOTH(kind##_int4),      \
+        [FORMAT_INT4_F16_64] = BOTH(kind##_int4), [FORMAT_INT4_F16_128] = BOTH(kind##_int4),       \
+        [FORMAT_Q8_0] = BOTH(kind##_int8), [FORMAT_Q4_K] = SUMS(kind##_uint4),                     \
+        [FORMAT_Q5_K] = SUMS(kind##_int8), [FORMAT_Q6_K] = BOTH(kind##_int8),                      \
+        [FORMAT_NVFP4] = BOTH(kind##_fp4),                                                         \
     }
 
 const kernel_table kernel_table_scalar = {"scalar",    {1, 1},          SLOTS(gate_up),

@@ -197,6 +197,48 @@ V_INLINE vec v_from_f16(const uint8_t *p)
     return (vec){_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
 }
 
+/* Sixteen neighbouring scales. */
+V_INLINE __m256 half_from_bf16(const uint8_t *p)
+{
+    __m256i x = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(const void *)p));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(x, 16));
+}
+
+V_INLINE vec v_from_bf16(const uint8_t *p)
+{
+    return (vec){half_from_bf16(p), half_from_bf16(p + 16)};
+}
+
+V_INLINE __m128i eight_bytes(const uint8_t *p)
+{
+    return _mm_loadl_epi64((const __m128i *)(const void *)p);
+}
+
+V_INLINE vec v_from_u8(const uint8_t *p)
+{
+    return (vec){_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight_bytes(p))),
+                 _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(eight_bytes(p + 8)))};
+}
+
+V_INLINE vec v_from_i8(const uint8_t *p)
+{
+    return (vec){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight_bytes(p))),
+                 _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(eight_bytes(p + 8)))};
+}
+
+/* e4m3fn, whose bits are those of an f16 that is 2^-8 times the number. */
+V_INLINE vec v_from_e4m3(const uint8_t *p)
+{
+    __m256i c = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)p));
+    __m256i x = _mm256_and_si256(_mm256_slli_epi16(c, 7), _mm256_set1_epi16((short)0xBF80));
+    __m256i magnitude = _mm256_and_si256(c, _mm256_set1_epi16(0x7F));
+    __m256i nan = _mm256_cmpeq_epi16(magnitude, _mm256_set1_epi16(0x7F));
+    x = _mm256_blendv_epi8(x, _mm256_set1_epi16(0x7E00), nan);
+    return v_mul((vec){_mm256_cvtph_ps(_mm256_castsi256_si128(x)),
+                       _mm256_cvtph_ps(_mm256_extracti128_si256(x, 1))},
+                 v_set1(256));
+}
+
 V_INLINE __m256i half_e2m1(__m256i a)
 {
     const __m256i low_byte = _mm256_broadcastsi128_si256(
@@ -284,7 +326,8 @@ V_INLINE line l_e4m3_pair(line first, line second, int j)
     return j == 0 ? first : second;
 }
 
-/* bf12: bits 8 to 1 of 16 exponents, which are a bf16's high byte, and bit 0, its low byte's top. */
+/* For each of 16 codes a 16-bit word, its high and its low byte: bf16 values, or bf12's exponents in
+ * their place. */
 typedef struct l_table {
     __m256i high, low;
 } l_table;
@@ -298,15 +341,36 @@ V_INLINE l_table l_bf12_table(const uint8_t *exponent)
                      _mm256_slli_epi16(_mm256_and_si256(e, one), 7)};
 }
 
-/* codes: one in the low 4 bits of each 16. */
-V_INLINE __m256i half_bf12(__m256i codes, __m256i rest, const l_table *table)
+V_INLINE l_table l_words_table(const uint16_t *words)
 {
-    __m256i code = _mm256_and_si256(codes, _mm256_set1_epi16(15));
+    const __m128i *p = (const __m128i *)(const void *)words;
+    const __m128i a = _mm_loadu_si128(p), b = _mm_loadu_si128(p + 1), low = _mm_set1_epi16(255);
+    return (l_table){
+        _mm256_broadcastsi128_si256(_mm_packus_epi16(_mm_srli_epi16(a, 8), _mm_srli_epi16(b, 8))),
+        _mm256_broadcastsi128_si256(
+            _mm_packus_epi16(_mm_and_si128(a, low), _mm_and_si128(b, low)))};
+}
+
+/* a: a code in the low 4 bits of each 16. */
+V_INLINE __m256i half_nibble(__m256i a, const l_table *table)
+{
+    __m256i code = _mm256_and_si256(a, _mm256_set1_epi16(15));
     __m256i low = _mm256_or_si256(code, _mm256_set1_epi16((short)0x8000)); /* 0x80 looks up 0 */
     __m256i high = _mm256_or_si256(_mm256_slli_epi16(code, 8), _mm256_set1_epi16(0x80));
-    __m256i e = _mm256_or_si256(_mm256_shuffle_epi8(table->low, low),
-                                _mm256_shuffle_epi8(table->high, high));
-    return _mm256_or_si256(e, _mm256_and_si256(rest, _mm256_set1_epi16((short)0x807F)));
+    return _mm256_or_si256(_mm256_shuffle_epi8(table->low, low),
+                           _mm256_shuffle_epi8(table->high, high));
+}
+
+/* Pair j of the four in a line of codes. */
+V_INLINE line l_nibble(line x, int j, const l_table *table)
+{
+    switch (j) {
+    case 0: break;
+    case 1: x = (line){_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)}; break;
+    case 2: x = (line){_mm256_srli_epi16(x.a, 8), _mm256_srli_epi16(x.b, 8)}; break;
+    default: x = (line){_mm256_srli_epi16(x.a, 12), _mm256_srli_epi16(x.b, 12)};
+    }
+    return (line){half_nibble(x.a, table), half_nibble(x.b, table)};
 }
 
 V_INLINE __m256i half_swap_bytes(__m256i x)
@@ -318,13 +382,10 @@ V_INLINE __m256i half_swap_bytes(__m256i x)
 V_INLINE line l_bf12(line codes, line rest, int j, const l_table *table)
 {
     if (j % 2 == 1) rest = (line){half_swap_bytes(rest.a), half_swap_bytes(rest.b)};
-    switch (j) {
-    case 0: break;
-    case 1: codes = (line){_mm256_srli_epi16(codes.a, 4), _mm256_srli_epi16(codes.b, 4)}; break;
-    case 2: codes = (line){_mm256_srli_epi16(codes.a, 8), _mm256_srli_epi16(codes.b, 8)}; break;
-    default: codes = (line){_mm256_srli_epi16(codes.a, 12), _mm256_srli_epi16(codes.b, 12)};
-    }
-    return (line){half_bf12(codes.a, rest.a, table), half_bf12(codes.b, rest.b, table)};
+    const line e = l_nibble(codes, j, table);
+    const __m256i bits = _mm256_set1_epi16((short)0x807F);
+    return (line){_mm256_or_si256(e.a, _mm256_and_si256(rest.a, bits)),
+                  _mm256_or_si256(e.b, _mm256_and_si256(rest.b, bits))};
 }
 
 /* ---- int8 ------------------------------------------------------------------------------------ */
@@ -352,16 +413,54 @@ V_INLINE ivec i_dot2(ivec acc, line w0, line codes0, line w1, line codes1)
                   half_dot2(acc.b, w0.b, codes0.b, w1.b, codes1.b)};
 }
 
-V_INLINE __m256i half_e2m1_bytes(__m256i a)
+V_INLINE __m256 half_from_byte(__m256i a, int i)
 {
-    const __m256i table = _mm256_broadcastsi128_si256(
-        _mm_set_epi8(0, 4, 6, 8, 9, 10, 11, 12, 24, 20, 18, 16, 15, 14, 13, 12));
-    return _mm256_shuffle_epi8(table, _mm256_and_si256(a, _mm256_set1_epi8(15)));
+    if (i < 3) a = _mm256_slli_epi32(a, 24 - 8 * i);
+    return _mm256_cvtepi32_ps(_mm256_srai_epi32(a, 24));
 }
 
-/* 12 + twice the e2m1 value of the low (b 0) or the high (1) nibbles. */
-V_INLINE line l_e2m1_bytes(line x, int b)
+/* The signed byte i of each 32 bits. */
+V_INLINE vec v_from_byte(line x, int i)
 {
+    return (vec){half_from_byte(x.a, i), half_from_byte(x.b, i)};
+}
+
+/* int8 weights as i_dot2_int8 takes them, VEC_INT8_ZERO the one that is zero. */
+#define VEC_INT8_ZERO 0
+
+V_INLINE line l_int8(line x)
+{
+    return x;
+}
+
+/* The sign goes to the codes: pairs are at most 2 * 128 * 127. */
+V_INLINE __m256i half_dot_int8(__m256i acc, __m256i w, __m256i codes)
+{
+    __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(codes, w));
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+
+/* acc + the dots of twice four int8 weights and signed codes, -127 to 127. */
+V_INLINE ivec i_dot2_int8(ivec acc, line w0, line codes0, line w1, line codes1)
+{
+    acc.a = half_dot_int8(half_dot_int8(acc.a, w0.a, codes0.a), w1.a, codes1.a);
+    acc.b = half_dot_int8(half_dot_int8(acc.b, w0.b, codes0.b), w1.b, codes1.b);
+    return acc;
+}
+
+/* For each of 16 codes a byte. */
+typedef __m256i l_bytes;
+
+V_INLINE l_bytes l_bytes_table(const uint8_t *bytes)
+{
+    return _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)bytes));
+}
+
+/* Those of the low (b 0) or the high (1) nibbles. */
+V_INLINE line l_nibble_bytes(line x, int b, const l_bytes *table)
+{
+    const __m256i low = _mm256_set1_epi8(15);
     if (b == 1) x = (line){_mm256_srli_epi16(x.a, 4), _mm256_srli_epi16(x.b, 4)};
-    return (line){half_e2m1_bytes(x.a), half_e2m1_bytes(x.b)};
+    return (line){_mm256_shuffle_epi8(*table, _mm256_and_si256(x.a, low)),
+                  _mm256_shuffle_epi8(*table, _mm256_and_si256(x.b, low))};
 }

@@ -152,6 +152,36 @@ V_INLINE vec v_from_f16(const uint8_t *p)
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)p));
 }
 
+/* Sixteen neighbouring scales. */
+V_INLINE vec v_from_bf16(const uint8_t *p)
+{
+    __m512i x = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)p));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(x, 16));
+}
+
+V_INLINE vec v_from_u8(const uint8_t *p)
+{
+    __m128i x = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(x));
+}
+
+V_INLINE vec v_from_i8(const uint8_t *p)
+{
+    __m128i x = _mm_loadu_si128((const __m128i *)(const void *)p);
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x));
+}
+
+/* e4m3fn, whose bits are those of an f16 that is 2^-8 times the number. */
+V_INLINE vec v_from_e4m3(const uint8_t *p)
+{
+    __m256i c = _mm256_cvtepi8_epi16(_mm_loadu_si128((const __m128i *)(const void *)p));
+    __m256i x = _mm256_and_si256(_mm256_slli_epi16(c, 7), _mm256_set1_epi16((short)0xBF80));
+    __m256i magnitude = _mm256_and_si256(c, _mm256_set1_epi16(0x7F));
+    __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7F));
+    x = _mm256_mask_mov_epi16(x, nan, _mm256_set1_epi16(0x7E00));
+    return v_mul(_mm512_cvtph_ps(x), v_set1(256));
+}
+
 /* Pair j of the four in a line of e2m1: both 16-bit halves have their code at bit 4 j; the table
  * ignores the bits above. */
 V_INLINE line l_e2m1(line a, int j)
@@ -243,8 +273,23 @@ V_INLINE line l_e4m3_pair(line first, line second, int j)
 
 #endif
 
-/* bf12: the exponents of 16 codes, ready to look up. */
+/* For each of 16 codes a 16-bit word: bf16 values, or bf12's exponents in their place. */
 typedef __m512i l_table;
+
+V_INLINE l_table l_words_table(const uint16_t *words)
+{
+    return _mm512_broadcast_i64x4(_mm256_loadu_si256((const __m256i *)(const void *)words));
+}
+
+/* Pair j of the four in a line of codes. */
+V_INLINE line l_nibble(line a, int j, const l_table *table)
+{
+    return _mm512_permutexvar_epi16(j == 0   ? a
+                                    : j == 1 ? _mm512_srli_epi16(a, 4)
+                                    : j == 2 ? _mm512_srli_epi16(a, 8)
+                                             : _mm512_srli_epi16(a, 12),
+                                    *table);
+}
 
 V_INLINE l_table l_bf12_table(const uint8_t *exponent)
 {
@@ -255,11 +300,7 @@ V_INLINE l_table l_bf12_table(const uint8_t *exponent)
 /* Pair j of the four of a line of codes, rest: the line that has its signs and mantissas. */
 V_INLINE line l_bf12(line codes, line rest, int j, const l_table *table)
 {
-    line e = _mm512_permutexvar_epi16(j == 0   ? codes
-                                      : j == 1 ? _mm512_srli_epi16(codes, 4)
-                                      : j == 2 ? _mm512_srli_epi16(codes, 8)
-                                               : _mm512_srli_epi16(codes, 12),
-                                      *table);
+    line e = l_nibble(codes, j, table);
 #ifdef VEC_VBMI
     if (j % 2 == 1) rest = _mm512_shldi_epi16(rest, rest, 8);
 #else
@@ -287,6 +328,13 @@ V_INLINE vec v_from_int(ivec a)
     return _mm512_cvtepi32_ps(a);
 }
 
+/* The signed byte i of each 32 bits. */
+V_INLINE vec v_from_byte(line a, int i)
+{
+    if (i < 3) a = _mm512_slli_epi32(a, (unsigned)(24 - 8 * i));
+    return _mm512_cvtepi32_ps(_mm512_srai_epi32(a, 24));
+}
+
 /* acc + the dots of twice four unsigned weights, 0 to 24, and signed codes. */
 V_INLINE ivec i_dot2(ivec acc, line w0, line codes0, line w1, line codes1)
 {
@@ -299,15 +347,58 @@ V_INLINE ivec i_dot2(ivec acc, line w0, line codes0, line w1, line codes1)
 #endif
 }
 
-/* 12 + twice the e2m1 value of the low (b 0) or the high (1) nibbles. */
-V_INLINE line l_e2m1_bytes(line a, int b)
+/* int8 weights as i_dot2_int8 takes them, VEC_INT8_ZERO the one that is zero; and acc + the dots of
+ * twice four of them and signed codes, -127 to 127. */
+#ifdef VEC_VNNI
+#define VEC_INT8_ZERO 128
+
+V_INLINE line l_int8(line a)
 {
-    const __m512i table = _mm512_broadcast_i32x4(
-        _mm_set_epi8(0, 4, 6, 8, 9, 10, 11, 12, 24, 20, 18, 16, 15, 14, 13, 12));
+    return _mm512_xor_si512(a, _mm512_set1_epi8((char)0x80));
+}
+
+V_INLINE ivec i_dot2_int8(ivec acc, line w0, line codes0, line w1, line codes1)
+{
+    return i_dot2(acc, w0, codes0, w1, codes1);
+}
+
+#else
+#define VEC_INT8_ZERO 0
+
+V_INLINE line l_int8(line a)
+{
+    return a;
+}
+
+/* The sign goes to the codes: pairs are at most 2 * 128 * 127. */
+V_INLINE ivec dot_int8(ivec acc, line w, line codes)
+{
+    line q = _mm512_mask_sub_epi8(codes, _mm512_movepi8_mask(w), _mm512_setzero_si512(), codes);
+    line pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(w), q);
+    return _mm512_add_epi32(acc, _mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+
+V_INLINE ivec i_dot2_int8(ivec acc, line w0, line codes0, line w1, line codes1)
+{
+    return dot_int8(dot_int8(acc, w0, codes0), w1, codes1);
+}
+#endif
+
+/* For each of 16 codes a byte. */
+typedef __m512i l_bytes;
+
+V_INLINE l_bytes l_bytes_table(const uint8_t *bytes)
+{
+    return _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)bytes));
+}
+
+/* Those of the low (b 0) or the high (1) nibbles. */
+V_INLINE line l_nibble_bytes(line a, int b, const l_bytes *table)
+{
     if (b == 1) a = _mm512_srli_epi16(a, 4);
 #ifdef VEC_VBMI
-    return _mm512_permutexvar_epi8(a, table); /* its period is 16: bits above are of no account */
+    return _mm512_permutexvar_epi8(a, *table); /* its period is 16: bits above are of no account */
 #else
-    return _mm512_shuffle_epi8(table, _mm512_and_si512(a, _mm512_set1_epi8(15)));
+    return _mm512_shuffle_epi8(*table, _mm512_and_si512(a, _mm512_set1_epi8(15)));
 #endif
 }
