@@ -155,7 +155,7 @@ static void hidden_tile(void *arg, size_t n)
     size_t width = size_smaller(g->count - t, tiles.width);
     for (size_t i = 0; i < width; i++)
         rows[i] = (const uint32_t *)(const void *)(f->hidden + term_of(f, g)[t + i].token * bytes);
-    quantize_tile(rows, width, quantize_words(f->plan->hidden.operand, f->l->hidden_k),
+    quantize_tile(rows, width, kernel_operand_words(f->plan->hidden.operand, f->l->hidden_k),
                   (uint32_t *)(void *)(f->hidden_tile + n * bytes));
 }
 

@@ -57,8 +57,9 @@
  *                  nibbles of a 4-bit line and the bytes of two int8 lines lie; k / 32 floats, the
  *                  blocks' scales; k / 32 int32, the sums of the blocks' codes; k / 32 int32, those
  *                  of the first 16 codes of each block
- *   OPERAND_SUMS   as OPERAND_F32 (k a multiple of 32); k / 32 floats, the sums of 32 neighbours in
- *                  the order of docs/numerics.md section 4
+ *   OPERAND_SUMS, OPERAND_BF16_SUMS
+ *                  as OPERAND_F32 or OPERAND_BF16 (k a multiple of 32); k / 32 floats, the sums of
+ *                  32 neighbours in the order of docs/numerics.md section 4
  * A tile is the rows of `width` tokens, word by word: word n of token t is at [n * width + t].
  * KERNEL_ALIGN-aligned. */
 #ifndef MOE_KERNEL_H
@@ -168,20 +169,21 @@ typedef enum kernel_part {
     PART_DMIN /* with minima: of the chunk */
 } kernel_part;
 
-/* A format's kernels take OPERAND_F32 or (with minima) OPERAND_SUMS, OPERAND_INT8 where
- * kernel_takes_int8, and on some machines OPERAND_BF16. */
+/* A format's kernels take OPERAND_F32 and on some machines OPERAND_BF16, or with minima the same with
+ * sums; and OPERAND_INT8 where kernel_takes_int8. */
 typedef enum kernel_operand {
     OPERAND_F32,
     OPERAND_BF16,
     OPERAND_INT8,
     OPERAND_SUMS,
+    OPERAND_BF16_SUMS,
     OPERAND_COUNT
 } kernel_operand;
 
 /* What values are rounded to on their way into an operand (docs/numerics.md section 6). */
 typedef enum kernel_rounding {
-    ROUND_NONE,  /* OPERAND_F32, OPERAND_SUMS; OPERAND_BF16 if every value is a bf16 */
-    ROUND_BF16,  /* OPERAND_F32, OPERAND_SUMS, OPERAND_BF16 */
+    ROUND_NONE,  /* all but OPERAND_INT8; OPERAND_BF16... if every value is a bf16 */
+    ROUND_BF16,  /* all but OPERAND_INT8 */
     ROUND_MXFP8, /* OPERAND_F32, OPERAND_BF16 */
     ROUND_INT8   /* OPERAND_INT8 */
 } kernel_rounding;
@@ -252,7 +254,7 @@ typedef struct kernel_down {
 /* tile[operand words of block `block`][t] = rounded v[t]     for t < tokens
  *
  * One block of `terms` (even, at most KERNEL_BLOCK; KERNEL_BLOCK with ROUND_MXFP8, ROUND_INT8 and
- * OPERAND_SUMS) neighbouring terms of each token's row, row t at v + t * stride floats; neighbouring
+ * OPERAND_..._SUMS) neighbouring terms of each token's row, row t at v + t * stride floats; neighbouring
  * tokens of a tile that is `width` wide. */
 typedef struct kernel_quantize {
     const float *v;
@@ -312,6 +314,18 @@ static inline bool kernel_takes_int8(kernel_format f)
 {
     kernel_element e = kernel_formats[f].element;
     return kernel_is_scaled(f) && e != ELEMENT_E4M3FN;
+}
+
+/* Words of an operand row of k terms. */
+static inline size_t kernel_operand_words(kernel_operand o, size_t k)
+{
+    switch (o) {
+    case OPERAND_BF16: return k / 2;
+    case OPERAND_INT8: return k / 4 + k / KERNEL_BLOCK * 3;
+    case OPERAND_SUMS: return k + k / KERNEL_BLOCK;
+    case OPERAND_BF16_SUMS: return k / 2 + k / KERNEL_BLOCK;
+    default: return k;
+    }
 }
 
 /* Which of 8 neighbouring k is code number i of an OPERAND_INT8 row. */

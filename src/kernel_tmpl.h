@@ -155,7 +155,9 @@ TILE(bf12_bf16, WIDEST_CASES)
 #define TILE_fp8_bf16(n)    tile_of_width(s, tile, n, FORMAT_FP8_BLOCK, OPERAND_BF16, sum)
 #define TILE_nibble_bf16(n) tile_of_width(s, tile, n, FORMAT_INT4_F16_32, OPERAND_BF16, sum)
 TILE(fp8_bf16, NO_CASES)
+#define TILE_int8_bf16(n) tile_of_width(s, tile, n, FORMAT_Q8_0, OPERAND_BF16, sum)
 TILE(nibble_bf16, NO_CASES)
+TILE(int8_bf16, NO_CASES)
 #endif
 
 /* ---- a panel --------------------------------------------------------------------------------- */
@@ -273,15 +275,24 @@ KERNEL_PAIR(mxfp4_bf16, FORMAT_MXFP4)
 KERNEL_PAIR(bf12_bf16, FORMAT_BF12)
 KERNEL_PAIR(fp8_bf16, FORMAT_FP8_BLOCK)
 KERNEL_PAIR(nibble_bf16, FORMAT_INT4_F16_32)
+KERNEL_PAIR(int8_bf16, FORMAT_Q8_0)
+#define SUMS_SLOT(kind, name) [OPERAND_BF16_SUMS] = kind##_##name##_bf16
 #define BF16_SLOT(kind, name) [OPERAND_BF16] = kind##_##name##_bf16
 #else
 #define BF16_SLOT(kind, name) [OPERAND_BF16] = NULL
+#define SUMS_SLOT(kind, name) [OPERAND_BF16_SUMS] = NULL
 #endif
 
-#define NIBBLE_SLOTS(kind)                                                                         \
+/* Of weights with elements `name`: without and with minima. */
+#define SCALED(kind, name)                                                                         \
     {                                                                                              \
-        [OPERAND_F32] = kind##_nibble,                                                             \
-        BF16_SLOT(kind, nibble), [OPERAND_INT8] = kind##_nibble_int8                               \
+        [OPERAND_F32] = kind##_##name,                                                             \
+        BF16_SLOT(kind, name), [OPERAND_INT8] = kind##_##name##_int8                               \
+    }
+#define MINIMA(kind, name)                                                                         \
+    {                                                                                              \
+        [OPERAND_SUMS] = kind##_##name,                                                            \
+        SUMS_SLOT(kind, name), [OPERAND_INT8] = kind##_##name##_int8                               \
     }
 
 #define SLOTS(kind)                                                                                \
@@ -296,14 +307,13 @@ KERNEL_PAIR(nibble_bf16, FORMAT_INT4_F16_32)
                           [OPERAND_INT8] = kind##_mxfp4_int8},                                     \
         [FORMAT_BF12] = {[OPERAND_F32] = kind##_bf12, BF16_SLOT(kind, bf12)},                      \
         [FORMAT_FP8_BLOCK] = {[OPERAND_F32] = kind##_fp8, BF16_SLOT(kind, fp8)},                   \
-        [FORMAT_INT4_BF16_32] = NIBBLE_SLOTS(kind), [FORMAT_INT4_BF16_64] = NIBBLE_SLOTS(kind),    \
-        [FORMAT_INT4_BF16_128] = NIBBLE_SLOTS(kind), [FORMAT_INT4_F16_32] = NIBBLE_SLOTS(kind),    \
-        [FORMAT_INT4_F16_64] = NIBBLE_SLOTS(kind), [FORMAT_INT4_F16_128] = NIBBLE_SLOTS(kind),     \
-        [FORMAT_NVFP4] = NIBBLE_SLOTS(kind),                                                       \
-        [FORMAT_Q8_0] = {[OPERAND_F32] = kind##_int8, [OPERAND_INT8] = kind##_int8_int8},          \
-        [FORMAT_Q6_K] = {[OPERAND_F32] = kind##_int8, [OPERAND_INT8] = kind##_int8_int8},          \
-        [FORMAT_Q4_K] = {[OPERAND_SUMS] = kind##_nibble, [OPERAND_INT8] = kind##_nibble_int8},     \
-        [FORMAT_Q5_K] = {[OPERAND_SUMS] = kind##_int8, [OPERAND_INT8] = kind##_int8_int8},         \
+        [FORMAT_INT4_BF16_32] = SCALED(kind, nibble),                                              \
+        [FORMAT_INT4_BF16_64] = SCALED(kind, nibble),                                              \
+        [FORMAT_INT4_BF16_128] = SCALED(kind, nibble),                                             \
+        [FORMAT_INT4_F16_32] = SCALED(kind, nibble), [FORMAT_INT4_F16_64] = SCALED(kind, nibble),  \
+        [FORMAT_INT4_F16_128] = SCALED(kind, nibble), [FORMAT_NVFP4] = SCALED(kind, nibble),       \
+        [FORMAT_Q8_0] = SCALED(kind, int8), [FORMAT_Q6_K] = SCALED(kind, int8),                    \
+        [FORMAT_Q4_K] = MINIMA(kind, nibble), [FORMAT_Q5_K] = MINIMA(kind, int8),                  \
     }
 
 #define KERNEL_TABLE(name)                                                                         \

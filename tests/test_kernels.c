@@ -101,8 +101,9 @@ static kernel_point point_of(uint64_t n)
 static void run(const kernel_table *table, const kernel_case *c, bool down,
                 const kernel_point *point, kernel_tiles tiles, float *out, size_t stride)
 {
-    kernel_operand o =
-        table == &kernel_table_scalar && c->operand == OPERAND_BF16 ? OPERAND_F32 : c->operand;
+    kernel_operand o = c->operand;
+    if (table == &kernel_table_scalar && o == OPERAND_BF16) o = OPERAND_F32;
+    if (table == &kernel_table_scalar && o == OPERAND_BF16_SUMS) o = OPERAND_SUMS;
     fpenv saved = fpenv_enter();
     unsigned long before = control();
     if (down)
@@ -369,17 +370,14 @@ static void quantize_case(uint64_t seed, kernel_rounding r, kernel_operand o)
 {
     static guarded values, tiles[2];
     uint64_t draw = case_random(seed, 0);
-    bool blocks = r == ROUND_MXFP8 || r == ROUND_INT8 || o == OPERAND_SUMS, at_end = draw >> 9 & 1;
+    bool blocks = r == ROUND_MXFP8 || r == ROUND_INT8 || o >= OPERAND_SUMS, at_end = draw >> 9 & 1;
     size_t tokens = 1 + draw % 12, before = draw >> 4 & 3,
            width = before + tokens + (draw >> 6 & 3);
     size_t n = 1 + (draw >> 10) % 4, block = (draw >> 14) % n, k = n * 32;
     size_t terms = blocks || block + 1 < n ? 32 : 2 + (draw >> 18) % 16 * 2;
     if (!blocks) k -= 32 - terms;
     size_t stride = terms + (draw >> 24) % 40;
-    size_t words = o == OPERAND_INT8   ? k / 4 + k / 32 * 3
-                   : o == OPERAND_BF16 ? k / 2
-                   : o == OPERAND_SUMS ? k + k / 32
-                                       : k;
+    size_t words = kernel_operand_words(o, k);
     if (values.first == NULL) {
         values = guarded_new(12 * 80 * sizeof(float));
         for (int i = 0; i < 2; i++) tiles[i] = guarded_new(18 * 170 * sizeof(float));
@@ -388,8 +386,9 @@ static void quantize_case(uint64_t seed, kernel_rounding r, kernel_operand o)
     for (size_t t = 0; t < tokens; t++)
         for (size_t i = 0; i < terms; i++) {
             float x = wild_float(seed, t, i);
-            v[t * stride + i] =
-                o == OPERAND_BF16 && r == ROUND_NONE ? num_from_bf16(num_to_bf16(x)) : x;
+            v[t * stride + i] = (o == OPERAND_BF16 || o == OPERAND_BF16_SUMS) && r == ROUND_NONE
+                                    ? num_from_bf16(num_to_bf16(x))
+                                    : x;
         }
     size_t bytes = words * width * sizeof(uint32_t);
     uint32_t *expected = guarded_at(&tiles[0], bytes, at_end),
@@ -422,10 +421,12 @@ static void test_quantize(void **state)
     static const struct {
         kernel_rounding rounding;
         kernel_operand operand;
-    } pairs[] = {
-        {ROUND_NONE, OPERAND_F32},  {ROUND_NONE, OPERAND_BF16}, {ROUND_BF16, OPERAND_F32},
-        {ROUND_BF16, OPERAND_BF16}, {ROUND_MXFP8, OPERAND_F32}, {ROUND_MXFP8, OPERAND_BF16},
-        {ROUND_NONE, OPERAND_SUMS}, {ROUND_BF16, OPERAND_SUMS}, {ROUND_INT8, OPERAND_INT8}};
+    } pairs[] = {{ROUND_NONE, OPERAND_F32},       {ROUND_NONE, OPERAND_BF16},
+                 {ROUND_BF16, OPERAND_F32},       {ROUND_BF16, OPERAND_BF16},
+                 {ROUND_MXFP8, OPERAND_F32},      {ROUND_MXFP8, OPERAND_BF16},
+                 {ROUND_NONE, OPERAND_SUMS},      {ROUND_BF16, OPERAND_SUMS},
+                 {ROUND_NONE, OPERAND_BF16_SUMS}, {ROUND_BF16, OPERAND_BF16_SUMS},
+                 {ROUND_INT8, OPERAND_INT8}};
     unsigned rounds = is_set("MOE_EXHAUSTIVE") ? 200000 : is_set("MOE_QUICK") ? 500 : 4000;
     for (unsigned n = 0; n < rounds; n++)
         for (size_t i = 0; i < COUNT(pairs); i++)
