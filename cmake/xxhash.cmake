@@ -5,8 +5,7 @@ find_path(XXHASH_INCLUDE_DIR xxhash.h)
 mark_as_advanced(XXHASH_INCLUDE_DIR)
 if(NOT XXHASH_INCLUDE_DIR)
     message(FATAL_ERROR "Packed layers need the header of xxHash, which is not here.\n"
-        "  Install it:                      apt-get install libxxhash-dev\n"
-        "  ")
+        "  Install it:  apt-get install libxxhash-dev")
 endif()
 target_include_directories(moe_io_objects SYSTEM PRIVATE ${XXHASH_INCLUDE_DIR})
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
