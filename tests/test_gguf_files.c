@@ -226,6 +226,10 @@ static void splits_that_do_not_fit(void **state)
     assert_int_equal(unlink(in_folder(SECOND)), 0);
     write_script("short", sound_first);
     expect_failure(in_folder("short"), IO_E_FORMAT, "does not end in -00001-of-00002.gguf");
+    assert_int_equal(chdir(folder), 0); /* shorter than what it does not end in */
+    expect_failure("short", IO_E_FORMAT,
+                   "short: the file is one of a split, and its name does not");
+    assert_int_equal(chdir(MOE_SOURCE_DIR), 0);
 }
 
 /* ---- what is no file, and files that shrink -------------------------------------------------- */
