@@ -17,7 +17,7 @@
 #include "fixture.h"
 #include "model_files.h"
 
-enum { T = 3, K = 2, PATH = 512 };
+enum { T = 3, K = 2, PATH = 1024 };
 
 static char folder[64];
 
