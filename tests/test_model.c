@@ -17,7 +17,7 @@
 #include "fixture.h"
 #include "model_files.h"
 
-enum { T = 3, K = 2, PATH = 512 };
+enum { T = 3, K = 2, PATH = 1024 };
 
 static char folder[64];
 
@@ -181,9 +181,9 @@ static void no_model(void **state)
         {"{\"model_type\": \"mixtral\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"intermediate_size\": 96, \"num_local_experts\": 3, \"num_experts_per_tok\": 4}",
          "4 experts of a token: 3 are there"},
-        {"{\"model_type\": \"mixtral\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
+        {"{\"model_type\": \"gpt_oss\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"intermediate_size\": 96, \"num_local_experts\": 3, \"num_experts_per_tok\": 2}",
-         "model.layers.0.block_sparse_moe.experts.0.w2.weight"},
+         "such as model.layers.0.mlp.experts.down_proj_blocks and"},
         {"{\"model_type\": \"mixtral\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"hidden_act\": \"mish\", \"intermediate_size\": 96, \"num_local_experts\": 3, "
          "\"num_experts_per_tok\": 2}",
