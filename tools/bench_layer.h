@@ -4,36 +4,13 @@
 #ifndef MOE_BENCH_LAYER_H
 #define MOE_BENCH_LAYER_H
 
+#include "bench_weights.h"
 #include "cli_model.h"
-#include "shapes.h"
 #include "team.h"
-
-#include <stddef.h>
-
-typedef enum bench_format {
-    BENCH_BF16,
-    BENCH_BF16_LOSSLESS, /* bf16, packed without loss in fewer bits */
-    BENCH_FP16,
-    BENCH_FP8_ROW,    /* e4m3fn, f32 scale per row */
-    BENCH_FP8_STATIC, /* e4m3fn, f32 scale per matrix */
-    BENCH_MXFP8,      /* e4m3fn, e8m0 scale per 32 */
-    BENCH_MXFP4,      /* e2m1, e8m0 scale per 32 */
-    BENCH_FORMATS
-} bench_format;
-
-bool bench_format_from_name(const char *text, bench_format *format);
-const char *bench_format_name(bench_format format);
-bool bench_format_is_mx(bench_format format);
-
-/* Why the operator refuses the mode with these weights, or the weights at this shape; NULL: it does
- * not. */
-const char *bench_refusal(const shape *s, bench_format format, moe_act_mode act);
-
-enum { BENCH_MATRICES = 3 }; /* gate, up, down */
 
 /* One expert's arrays. */
 typedef struct bench_image {
-    uint8_t *weights[BENCH_MATRICES], *scale[BENCH_MATRICES], *bias[BENCH_MATRICES];
+    uint8_t *array[BENCH_MATRICES][BENCH_ARRAYS]; /* NULL: there is none */
 } bench_image;
 
 /* The experts of a layer: expert e is image e % images. */

@@ -30,10 +30,11 @@ static const char HELP[] =
     "                       pack wrote; --layer N: of it the layer of this number\n"
     CLI_MODEL_HELP
     "      --experts N      hold N of the E experts; at least K\n"
-    "      --weights LIST   of bf16, bf16-lossless, fp16, fp8-row, fp8-static, mxfp8 and mxfp4\n"
-    "                       (default: mxfp4 for gpt-oss, else bf16)\n"
-    "      --act MODE       exact (default), mxfp8 (with mxfp8 and mxfp4) or int8 (with mxfp4):\n"
-    "                       what activations are rounded to\n"
+    "      --weights LIST   of bf16, bf16-lossless, fp16, fp8-row, fp8-static, fp8-channel,\n"
+    "                       fp8-block, mxfp8, mxfp4, nvfp4, int4-g32, int4-g64, int4-g128, q8_0,\n"
+    "                       q4_0, q4_k, q5_k and q6_k (default: mxfp4 for gpt-oss, else bf16)\n"
+    "      --act MODE       exact (default), mxfp8 (with mxfp8 and mxfp4) or int8 (with 4-bit and\n"
+    "                       integer weights): what activations are rounded to\n"
     "      --tokens LIST    batch sizes, 1 to 128 (default 1,2,4,8,16,32,64,128; up to 8 if the\n"
     "                       kernels are scalar)\n"
     "      --routing KIND   uniform (default); zipf: expert weights 1, 1/2, 1/3, ...; one: all\n"
@@ -130,7 +131,8 @@ static int parse_weights(command *m, char *list)
         if (!bench_format_from_name(item, &format))
             return cli_usage_error(&m->cli,
                                    "--weights %s: must be of bf16, bf16-lossless, fp16, fp8-row, "
-                                   "fp8-static, mxfp8, mxfp4",
+                                   "fp8-static, fp8-channel, fp8-block, mxfp8, mxfp4, nvfp4, "
+                                   "int4-g32, int4-g64, int4-g128, q8_0, q4_0, q4_k, q5_k, q6_k",
                                    item);
         for (size_t i = 0; i < p->n_formats; i++)
             if (p->formats[i] == format)

@@ -140,11 +140,7 @@ static bool take_header(gg_cursor *c, gg_file *f)
 
 static void close_part(gg_part *p)
 {
-    while (p->blocks) {
-        gg_block *block = p->blocks;
-        p->blocks = block->next;
-        free(block);
-    }
+    io_keep_free(&p->keep);
     free(p->pairs);
     free(p->by_key);
     io_file_close(&p->in);
@@ -303,4 +299,10 @@ void gg_will_need(const gg_file *file, const gg_tensor *t, size_t from, size_t n
 {
     const gg_part *p = &file->parts[t->part];
     io_file_will_need(&p->in, p->data_start + t->offset + from, n);
+}
+
+const io_file *gg_source(const gg_file *f, size_t part, size_t *header_bytes)
+{
+    *header_bytes = f->parts[part].data_start;
+    return &f->parts[part].in;
 }
