@@ -344,6 +344,7 @@ static void test_pack(void **state)
     assert_int_equal(integer(o, "bytes"), 3 * (FILES_E * EXPERT_BYTES + ROUTER_BYTES));
     json_decref(o);
     for (int64_t layer = 0; layer < 3; layer++) expect_same_run(layer);
+    tool_expect(3, "has packed layers", "inspect --tensors %s", packed);
     o = tool_json(0, "inspect --no-measure %s", packed);
     assert_string_equal(text(o, "container"), "packed");
     assert_string_equal(text(o, "family"), "qwen3-moe");

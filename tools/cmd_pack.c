@@ -160,8 +160,8 @@ static double rate(double bytes, double seconds)
 
 static void add_row(table *t, const packed *p)
 {
-    table_cell(t, "%.1f", 1e-6 * (double)p->info.bytes);
-    table_cell(t, "%.1f", 1e-6 * p->bytes);
+    table_megabytes(t, (double)p->info.bytes);
+    table_megabytes(t, p->bytes);
     table_cell(t, "%.3f", p->load_seconds);
     table_cell(t, "%.2f", rate((double)p->info.bytes, p->load_seconds));
     table_cell(t, "%.3f", p->save_seconds);

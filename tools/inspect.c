@@ -86,9 +86,9 @@ static void add_row(table *t, const moe_layer_info *l, int64_t last, int64_t ste
     table_cell(t, "%s", words);
     cli_model_shared_words(l, words);
     table_cell(t, "%s", words);
-    table_cell(t, "%.1f", 1e-6 * (double)l->bytes);
-    table_cell(t, "%.2f", 1e-6 * (double)l->expert_bytes);
-    table_cell(t, "%.1f", 1e-6 * cli_model_token_expert_bytes(l));
+    table_megabytes(t, (double)l->bytes);
+    table_megabytes(t, (double)l->expert_bytes);
+    table_megabytes(t, cli_model_token_expert_bytes(l));
 }
 
 /* Whether the same is said of two layers but for their numbers. */

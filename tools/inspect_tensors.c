@@ -274,19 +274,35 @@ static int print(listing *l, const cli *c, const char *path)
     return CLI_OK;
 }
 
+/* Whether path is a folder that moe_layer_save wrote to, which has layers and no tensors. */
+static bool is_packed(const char *path)
+{
+    moe_model *model;
+    moe_model_info info = {.struct_size = sizeof info};
+    if (moe_model_open(path, NULL, &model) != MOE_OK) return false;
+    bool packed =
+        moe_model_describe(model, &info) == MOE_OK && strcmp(info.container, "packed") == 0;
+    moe_model_close(model);
+    return packed;
+}
+
+static int refuse(const listing *l, const cli *c, const char *path)
+{
+    if (l->files == 0 && is_packed(path)) {
+        cli_failure(c, "%.480s: has packed layers and no tensors: see it without --tensors", path);
+        return CLI_REFUSED;
+    }
+    cli_failure(c, "%s", l->error.text);
+    return l->error.status == IO_E_NOMEM ? CLI_FAILED : CLI_USAGE;
+}
+
 int inspect_tensors(const cli *c, const char *path)
 {
     static const char *const TITLES[] = {"<name", "<type", "<shape", ">bytes", "<file"};
     listing l = {.json = c->json,
                  .table = {.titles = TITLES, .columns = sizeof TITLES / sizeof TITLES[0]}};
     if (l.json) l.tensors = json_array();
-    io_status status = list_path(&l, path);
-    int code = CLI_OK;
-    if (status == IO_OK)
-        code = print(&l, c, path);
-    else
-        cli_failure(c, "%s", l.error.text);
-    if (status != IO_OK) code = status == IO_E_NOMEM ? CLI_FAILED : CLI_USAGE;
+    int code = list_path(&l, path) == IO_OK ? print(&l, c, path) : refuse(&l, c, path);
     json_decref(l.tensors);
     table_free(&l.table);
     return code;

@@ -35,6 +35,11 @@ void table_cell(table *t, const char *format, ...)
     va_end(list);
 }
 
+void table_megabytes(table *t, double bytes)
+{
+    table_cell(t, "%.*f", bytes < 1e7 ? 3 : 1, 1e-6 * bytes);
+}
+
 static void repeat(char c, size_t n)
 {
     while (n-- > 0) putchar(c);

@@ -18,6 +18,9 @@ typedef struct table {
 /* Appends the next cell of the row; text of any origin. */
 __attribute__((format(printf, 2, 3))) void table_cell(table *t, const char *format, ...);
 
+/* The same for bytes, as megabytes. */
+void table_megabytes(table *t, double bytes);
+
 /* Prints whole rows; false, and nothing, if memory ran out on the way. */
 bool table_print(const table *t);
 void table_free(table *t); /* fine if it is all zero */
