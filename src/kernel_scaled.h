@@ -165,7 +165,7 @@ INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *sx, siz
 {
     UNROLL
     for (size_t t = 0; t < width; t++) {
-        vec scale = v_set1(sx[t] * 0.5f);
+        vec scale = v_mul(v_set1(sx[t]), v_set1(0.5f));
         if (has_low) scale = v_mul(scale, low);
         scale = v_mul(scale, power);
         v_store(sum[t], v_fma(v_from_int(acc[t]), scale, v_load(sum[t])));
@@ -182,8 +182,11 @@ INLINE void mx_int8_blocks(const span *s, const uint8_t *at, const scales *c, si
     ivec acc[2][2][KERNEL_WIDTH];
     UNROLL
     for (size_t b = 0; b < n.blocks; b++) UNROLL
-    for (size_t t = 0; t < n.width; t++) UNROLL
-    for (size_t i = 0; i < n.halves; i++) acc[b][i][t] = i_set1(-12 * x.sum[b * n.width + t]);
+    for (size_t t = 0; t < n.width; t++) {
+        const ivec zero = i_mul(i_set1(x.sum[b * n.width + t]), i_set1(-12));
+        UNROLL
+        for (size_t i = 0; i < n.halves; i++) acc[b][i][t] = zero;
+    }
 #ifdef VEC_MATRIX
     if (n.width % 2 == 0) int8_pairs(n, 1, acc);
 #endif
@@ -219,7 +222,8 @@ INLINE void mx_tile(const span *s, size_t m, const uint8_t *tile, size_t width, 
                     l_has_special(l_load(at))};
         l_prefetch(ahead_of(s, at));
         at += KERNEL_LINE;
-        for (size_t b = 0; b < group && b < end;) {
+        _Pragma("GCC unroll 1") for (size_t b = 0; b < group && b < end;)
+        {
             const int both = many.blocks == 2 && b + 2 <= end;
             const size_t n = both ? 2 : 1;
             if (o == OPERAND_INT8) {
