@@ -292,15 +292,16 @@ static void check_shape(const shape *s, moe_act_mode act)
     team *t = team_create(1, NULL, 0);
     bench_source source;
     bench_layer l;
+    cli_error error;
     router r;
     bench_batch b;
     assert_non_null(t);
     assert_true(bench_source_make(&source, s, BENCH_MXFP4, (size_t)s->E, 3, t));
-    assert_int_equal(bench_layer_pack(&l, NULL, &source, 1), MOE_OK);
+    assert_int_equal(bench_layer_pack(&l, NULL, &source, 1, &error), CLI_OK);
     assert_true(router_open(&r, ROUTE_UNIFORM, s, 3, NULL, message, sizeof message));
     assert_true(bench_batch_open(&b, s, 3));
     bench_batch_route(&b, &r, 3);
-    moe_tkg_args args = bench_batch_args(&b, s, l.experts[0], act);
+    moe_tkg_args args = bench_batch_args(&b, &l.call, l.experts[0], act);
     assert_int_equal(moe_tkg(NULL, &args, b.output, 3 * (size_t)s->H * sizeof *b.output), MOE_OK);
     for (size_t token = 0; token < 3; token++) {
         size_t H = (size_t)s->H, K = (size_t)s->K;

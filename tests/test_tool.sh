@@ -79,10 +79,10 @@ static=$golden/fp8static_bf16_sel_post_silu_k2_t3.safetensors
 expect 0 "$tool" --version
 out_has '^moe-tkg [0-9]*\.[0-9]*\.[0-9]*$'
 expect 0 "$tool" --help
-for command in bench demo verify run info; do
+for command in bench demo verify run inspect pack info; do
     out_has "^  $command "
 done
-for command in bench demo verify run info; do
+for command in bench demo verify run inspect pack info; do
     expect 0 "$tool" $command --help
     out_has "^usage: moe-tkg $command"
     out_has '^Example: moe-tkg'

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_layer.c - makes the experts of a layer and packs them.  Knows nothing of how the operator is
- * timed. */
+/* bench_layer.c - makes the experts of a layer.  Knows nothing of how the operator is timed. */
 #include "bench_layer.h"
 
 #include "rng.h"
@@ -139,36 +138,4 @@ void bench_source_free(bench_source *b)
     free(b->pointers);
     free(b->memory);
     *b = (bench_source){0};
-}
-
-/* ---- packed -------------------------------------------------------------------------------- */
-
-moe_status bench_layer_pack(bench_layer *l, moe_context *context, const bench_source *source,
-                            size_t working_set)
-{
-    *l = (bench_layer){.shape = source->shape, .format = source->format};
-    l->info.struct_size = sizeof l->info;
-    for (size_t copies = 1; l->copies < copies; l->copies++) {
-        moe_experts **more = realloc(l->experts, (l->copies + 1) * sizeof *more);
-        if (!more) return MOE_E_NOMEM;
-        l->experts = more;
-        double begin = team_seconds();
-        moe_status status = moe_experts_create(context, &source->args, &more[l->copies]);
-        if (status != MOE_OK) return status;
-        if (l->copies > 0) continue;
-        l->pack_seconds = team_seconds() - begin;
-        l->source_bytes = (double)source->image_bytes * (double)source->shape->E;
-        status = moe_experts_describe(more[0], &l->info);
-        if (status != MOE_OK) return l->copies = 1, status;
-        if (l->info.bytes < working_set) copies = (working_set - 1) / l->info.bytes + 1;
-        if (copies > BENCH_MAX_COPIES) copies = BENCH_MAX_COPIES;
-    }
-    return MOE_OK;
-}
-
-void bench_layer_free(bench_layer *l)
-{
-    for (size_t i = 0; i < l->copies; i++) moe_experts_destroy(l->experts[i]);
-    free(l->experts);
-    *l = (bench_layer){0};
 }

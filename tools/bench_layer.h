@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_layer.h - a layer of random experts as a checkpoint has them, row-major, and packed. */
+/* bench_layer.h - a layer of random experts as a checkpoint has them, row-major; and that, or a
+ * model's layer, packed. */
 #ifndef MOE_BENCH_LAYER_H
 #define MOE_BENCH_LAYER_H
 
 #include "bench_weights.h"
+#include "cli_model.h"
 #include "team.h"
 
 /* One expert's arrays. */
@@ -41,17 +43,23 @@ enum { BENCH_MAX_COPIES = 1024 };
 
 /* The packed layer, in as many copies as make `working_set` bytes together. */
 typedef struct bench_layer {
-    const shape *shape;
-    bench_format format;
+    char weights[64];  /* the name of its format */
+    moe_tkg_args call; /* activation, its numbers and limits, what affinities multiply */
     size_t copies;
-    moe_experts **experts; /* [copies] */
+    const moe_experts **experts; /* [copies] */
+    moe_layer **loaded;          /* [copies]: whose they are; NULL: made here */
     moe_experts_info info;
     double source_bytes, pack_seconds; /* of one copy */
 } bench_layer;
 
-/* MOE_OK, or what the library said. */
-moe_status bench_layer_pack(bench_layer *l, moe_context *context, const bench_source *source,
-                            size_t working_set);
+/* Packs a source.  CLI_OK, or the code that it stored in *error; bench_layer_free in either case. */
+int bench_layer_pack(bench_layer *l, moe_context *context, const bench_source *source,
+                     size_t working_set, cli_error *error);
+
+/* The same of a model's layer, read from its files. */
+int bench_layer_load(bench_layer *l, moe_context *context, const moe_model *model,
+                     const moe_layer_info *info, size_t working_set, cli_error *error);
+
 void bench_layer_free(bench_layer *l); /* fine if it was not packed */
 
 #endif

@@ -72,3 +72,8 @@ io_status io_fail_errno(io_error *error, io_status status, const char *path, con
     strerror_r(cause, text, sizeof text);
     return io_fail(error, status, path, "%s: %s", what, text);
 }
+
+io_status io_no_memory(io_error *error, const char *path)
+{
+    return io_fail(error, IO_E_NOMEM, path, "out of memory");
+}

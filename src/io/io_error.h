@@ -16,6 +16,9 @@ __attribute__((format(printf, 4, 5))) io_status io_fail(io_error *error, io_stat
 io_status io_fail_errno(io_error *error, io_status status, const char *path, const char *what,
                         int cause);
 
+/* The same for an allocation that failed. */
+io_status io_no_memory(io_error *error, const char *path);
+
 /* How many bytes of a foreign name to print (for %.*s): all, or about 100, never half a UTF-8
  * character. */
 int io_clip(const char *name);

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* json_scan.c - owns the lexical rules of JSON.  Refuses invalid UTF-8 (overlong forms,
  * surrogates, code points above U+10FFFF), control bytes, NUL, lone surrogates, unknown escapes,
- * and every number that is no int64_t >= 0. */
+ * and, where an integer is asked for, every number that is no int64_t >= 0. */
 #include "io/json_scan.h"
 
 #include <string.h>
 
 #include "checked.h"
+#include "io/utf8.h"
 
 bool io_json_fail(io_json *s, const char *rule)
 {
@@ -14,8 +15,7 @@ bool io_json_fail(io_json *s, const char *rule)
     return false;
 }
 
-/* The next byte that is no white space, or -1 at the end of the text. */
-static int peek(io_json *s)
+int io_json_peek(io_json *s)
 {
     while (s->at < s->size && memchr(" \t\n\r", s->text[s->at], 4)) s->at++;
     s->token = s->at;
@@ -24,7 +24,7 @@ static int peek(io_json *s)
 
 static bool expect(io_json *s, char wanted, const char *rule)
 {
-    if (peek(s) != wanted) return io_json_fail(s, rule);
+    if (io_json_peek(s) != wanted) return io_json_fail(s, rule);
     s->at++;
     return true;
 }
@@ -36,7 +36,7 @@ bool io_json_open(io_json *s, char bracket)
 
 bool io_json_next(io_json *s, char closing_bracket, size_t members_read)
 {
-    if (peek(s) == closing_bracket) {
+    if (io_json_peek(s) == closing_bracket) {
         s->at++;
         return false;
     }
@@ -45,25 +45,8 @@ bool io_json_next(io_json *s, char closing_bracket, size_t members_read)
 
 bool io_json_end(io_json *s)
 {
-    if (peek(s) != -1) return io_json_fail(s, "text follows the JSON object");
+    if (io_json_peek(s) != -1) return io_json_fail(s, "text follows the JSON object");
     return true;
-}
-
-/* The length of the UTF-8 character at p, of which n >= 1 bytes are there; 0 if it is none.  The
- * bounds of the second byte exclude overlong forms, surrogates and code points above U+10FFFF
- * (Unicode 15, table 3-7). */
-static size_t utf8_length(const unsigned char *p, size_t n)
-{
-    if (p[0] < 0x80) return 1;
-    if (p[0] < 0xC2 || p[0] > 0xF4) return 0;
-    size_t length = p[0] < 0xE0 ? 2 : p[0] < 0xF0 ? 3 : 4;
-    unsigned char low = p[0] == 0xE0 ? 0xA0 : p[0] == 0xF0 ? 0x90 : 0x80;
-    unsigned char high = p[0] == 0xED ? 0x9F : p[0] == 0xF4 ? 0x8F : 0xBF;
-    if (n < length || p[1] < low || p[1] > high) return 0;
-    for (size_t i = 2; i < length; i++) {
-        if ((p[i] & 0xC0) != 0x80) return 0;
-    }
-    return length;
 }
 
 /* Writes code, no surrogate and at most U+10FFFF, as UTF-8 and returns the end of it. */
@@ -126,7 +109,7 @@ static bool copy_character(io_json *s, char **out)
 {
     if ((unsigned char)s->text[s->at] < 0x20)
         return io_json_fail(s, "a string holds a control byte");
-    size_t length = utf8_length((unsigned char *)s->text + s->at, s->size - s->at);
+    size_t length = io_utf8_length((unsigned char *)s->text + s->at, s->size - s->at);
     if (length == 0) return io_json_fail(s, "a string is not valid UTF-8");
     memmove(*out, s->text + s->at, length);
     *out += length;
@@ -169,7 +152,7 @@ static bool is_digit(int c)
 
 bool io_json_integer(io_json *s, int64_t *value)
 {
-    int first = peek(s);
+    int first = io_json_peek(s);
     if (first == '-') return io_json_fail(s, "a number is negative");
     if (!is_digit(first)) return io_json_fail(s, "a number is expected");
     size_t number = 0;

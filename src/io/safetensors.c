@@ -6,18 +6,14 @@
  * end to end, each byte once.  It refuses what breaks one, and files that are not regular.
  * Memory stays below 16 times the header, and time grows with the header times the logarithm of
  * the number of names. */
-#define _POSIX_C_SOURCE 200809L
-
 #include "io/safetensors.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "checked.h"
+#include "io/file.h"
+#include "io/grow.h"
 #include "io/io_error.h"
 #include "io/json_scan.h"
 
@@ -27,17 +23,13 @@ enum {
     NAME_BYTES_MAX = 65536,
 };
 
-_Static_assert(sizeof(size_t) == 8 && sizeof(off_t) == 8, "file offsets fit in size_t");
-
 typedef struct pair {
     const char *key, *value;
 } pair;
 
 struct st_file {
-    char *path;
-    int fd;                      /* -1: the file is in memory */
-    const unsigned char *memory; /* NULL: the file is on disk */
-    size_t size, data_start;
+    io_file in;
+    size_t data_start;
     char *header; /* decoded in place; holds every name, metadata key and value */
     st_tensor *tensors;
     size_t count, room; /* room: of tensors, in elements */
@@ -57,44 +49,14 @@ typedef struct parser {
 static io_status refuse(const st_file *f, const char *tensor, const char *rule, size_t byte,
                         io_error *error)
 {
-    if (!tensor) return io_fail(error, IO_E_FORMAT, f->path, "%s at byte %zu", rule, byte);
-    return io_fail(error, IO_E_FORMAT, f->path, "tensor \"%.*s\": %s at byte %zu", io_clip(tensor),
-                   tensor, rule, byte);
+    if (!tensor) return io_fail(error, IO_E_FORMAT, f->in.path, "%s at byte %zu", rule, byte);
+    return io_fail(error, IO_E_FORMAT, f->in.path, "tensor \"%.*s\": %s at byte %zu",
+                   io_clip(tensor), tensor, rule, byte);
 }
 
-static io_status no_memory(const char *path, io_error *error)
-{
-    return io_fail(error, IO_E_NOMEM, path, "out of memory");
-}
-
-/* Reads n bytes that lie inside the file as it was when opened. */
-static io_status read_at(const st_file *f, size_t offset, void *dst, size_t n, io_error *error)
-{
-    if (f->memory) {
-        if (n > 0) memcpy(dst, f->memory + offset, n); /* dst may be NULL for no bytes */
-        return IO_OK;
-    }
-    size_t done = 0;
-    while (done < n) {
-        ssize_t got = pread(f->fd, (char *)dst + done, n - done, (off_t)(offset + done));
-        if (got > 0)
-            done += (size_t)got;
-        else if (got == 0)
-            return io_fail(error, IO_E_READ, f->path, "the file ends at byte %zu", offset + done);
-        else if (errno != EINTR)
-            return io_fail_errno(error, IO_E_READ, f->path, "cannot be read", errno);
-    }
-    return IO_OK;
-}
-
-/* The array with room for one more element, NULL (and p->nomem) if there is no memory; the old
- * array stays valid then. */
 static void *grown(parser *p, void *array, size_t count, size_t *room, size_t unit)
 {
-    if (count < *room) return array;
-    size_t wider = *room + *room / 2 + 8, bytes;
-    void *moved = checked_mul(wider, unit, &bytes) ? realloc(array, bytes) : NULL;
-    if (moved) *room = wider;
+    void *moved = io_grown(array, count, room, unit);
     p->nomem = !moved;
     return moved;
 }
@@ -188,7 +150,7 @@ static bool parse_entry(parser *p, st_tensor *t)
     s->token = start;
     if (seen != (DTYPE | SHAPE | OFFSETS))
         return io_json_fail(s, "the entry lacks dtype, shape or data_offsets");
-    return place(s, t, offsets, p->file->size - p->file->data_start);
+    return place(s, t, offsets, p->file->in.size - p->file->data_start);
 }
 
 static bool parse_tensor(parser *p, const char *name)
@@ -247,7 +209,7 @@ static int compare_keys(const void *a, const void *b)
 static io_status check_names(st_file *f, io_error *error)
 {
     f->by_name = malloc((f->count + 1) * sizeof *f->by_name);
-    if (!f->by_name) return no_memory(f->path, error);
+    if (!f->by_name) return io_no_memory(error, f->in.path);
     for (size_t i = 0; i < f->count; i++) f->by_name[i] = &f->tensors[i];
     qsort(f->by_name, f->count, sizeof *f->by_name, compare_names);
     for (size_t i = 1; i < f->count; i++) {
@@ -280,7 +242,7 @@ static io_status check_coverage(const st_file *f, io_error *error)
             return refuse(f, t->name, "a hole lies before the data", f->data_start + end, error);
         end += t->bytes; /* at most the size of the file: the end was checked */
     }
-    if (end != f->size - f->data_start)
+    if (end != f->in.size - f->data_start)
         return refuse(f, NULL, "bytes follow the last tensor", f->data_start + end, error);
     return IO_OK;
 }
@@ -288,21 +250,21 @@ static io_status check_coverage(const st_file *f, io_error *error)
 static io_status load_header(st_file *f, size_t *length, io_error *error)
 {
     unsigned char prefix[PREFIX_BYTES];
-    if (f->size < PREFIX_BYTES)
-        return refuse(f, NULL, "the file is shorter than 8 bytes: it ends", f->size, error);
-    io_status status = read_at(f, 0, prefix, PREFIX_BYTES, error);
+    if (f->in.size < PREFIX_BYTES)
+        return refuse(f, NULL, "the file is shorter than 8 bytes: it ends", f->in.size, error);
+    io_status status = io_file_read(&f->in, 0, prefix, PREFIX_BYTES, error);
     if (status != IO_OK) return status;
     uint64_t n = 0;
     for (int i = PREFIX_BYTES; i-- > 0;) n = n << 8 | prefix[i];
     if (n > HEADER_BYTES_MAX)
         return refuse(f, NULL, "the header is longer than 100000000 bytes", 0, error);
-    if (n > f->size - PREFIX_BYTES)
-        return refuse(f, NULL, "the header ends beyond the file, which ends", f->size, error);
+    if (n > f->in.size - PREFIX_BYTES)
+        return refuse(f, NULL, "the header ends beyond the file, which ends", f->in.size, error);
     f->data_start = PREFIX_BYTES + n;
     f->header = malloc(n > 0 ? n : 1); /* of size 0, NULL would be no failure */
-    if (!f->header) return no_memory(f->path, error);
+    if (!f->header) return io_no_memory(error, f->in.path);
     *length = n;
-    return read_at(f, PREFIX_BYTES, f->header, n, error);
+    return io_file_read(&f->in, PREFIX_BYTES, f->header, n, error);
 }
 
 static io_status load(st_file *f, io_error *error)
@@ -312,7 +274,7 @@ static io_status load(st_file *f, io_error *error)
     if (status != IO_OK) return status;
     parser p = {.file = f, .scan = {.text = f->header, .size = length}};
     if (!parse_header(&p)) {
-        if (p.nomem) return no_memory(f->path, error);
+        if (p.nomem) return io_no_memory(error, f->in.path);
         return refuse(f, p.tensor, p.scan.rule, PREFIX_BYTES + p.scan.token, error);
     }
     if (f->tensors) qsort(f->tensors, f->count, sizeof *f->tensors, compare_offsets);
@@ -320,25 +282,16 @@ static io_status load(st_file *f, io_error *error)
     return status == IO_OK ? check_coverage(f, error) : status;
 }
 
-/* A file without any resource but its path; NULL if there is no memory. */
-static st_file *new_file(const char *path)
+/* Loads what is opened as in and hands it to the caller, or closes it. */
+static io_status hand_over(io_file *in, st_file **file, io_error *error)
 {
-    size_t length = strlen(path) + 1;
     st_file *f = calloc(1, sizeof *f);
-    char *copy = malloc(length);
-    if (!f || !copy) {
-        free(f);
-        free(copy);
-        return NULL;
+    if (!f) {
+        io_status status = io_no_memory(error, in->path);
+        io_file_close(in);
+        return status;
     }
-    f->path = memcpy(copy, path, length);
-    f->fd = -1;
-    return f;
-}
-
-/* Loads f and hands it to the caller, or destroys it. */
-static io_status hand_over(st_file *f, st_file **file, io_error *error)
-{
+    f->in = *in;
     io_status status = load(f, error);
     if (status == IO_OK)
         *file = f;
@@ -347,44 +300,26 @@ static io_status hand_over(st_file *f, st_file **file, io_error *error)
     return status;
 }
 
-/* O_NONBLOCK: a FIFO without a writer must be refused, not waited for. */
-static io_status open_regular(st_file *f, io_error *error)
-{
-    struct stat about;
-    f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-    if (f->fd < 0 || fstat(f->fd, &about) != 0)
-        return io_fail_errno(error, IO_E_OPEN, f->path, "cannot be opened", errno);
-    if (!S_ISREG(about.st_mode)) return io_fail(error, IO_E_OPEN, f->path, "is no regular file");
-    f->size = (size_t)about.st_size;
-    return IO_OK;
-}
-
 io_status st_open(const char *path, st_file **file, io_error *error)
 {
+    io_file in;
     *file = NULL;
-    st_file *f = new_file(path);
-    if (!f) return no_memory(path, error);
-    io_status status = open_regular(f, error);
-    if (status == IO_OK) return hand_over(f, file, error);
-    st_close(f);
-    return status;
+    io_status status = io_file_open(&in, path, error);
+    return status == IO_OK ? hand_over(&in, file, error) : status;
 }
 
 io_status st_open_memory(const void *data, size_t size, st_file **file, io_error *error)
 {
+    io_file in;
     *file = NULL;
-    st_file *f = new_file("(memory)");
-    if (!f) return no_memory("(memory)", error);
-    f->memory = data;
-    f->size = size;
-    return hand_over(f, file, error);
+    io_status status = io_file_memory(&in, data, size, error);
+    return status == IO_OK ? hand_over(&in, file, error) : status;
 }
 
 void st_close(st_file *file)
 {
     if (!file) return;
-    if (file->fd >= 0) close(file->fd);
-    free(file->path);
+    io_file_close(&file->in);
     free(file->header);
     free(file->tensors);
     free(file->by_name);
@@ -437,5 +372,16 @@ io_status st_read(const st_file *file, const st_tensor *t, void *dst, io_error *
 io_status st_read_part(const st_file *file, const st_tensor *t, size_t from, size_t n, void *dst,
                        io_error *error)
 {
-    return read_at(file, file->data_start + t->offset + from, dst, n, error);
+    return io_file_read(&file->in, file->data_start + t->offset + from, dst, n, error);
+}
+
+void st_will_need(const st_file *file, const st_tensor *t, size_t from, size_t n)
+{
+    io_file_will_need(&file->in, file->data_start + t->offset + from, n);
+}
+
+const io_file *st_source(const st_file *f, size_t *header_bytes)
+{
+    *header_bytes = f->data_start;
+    return &f->in;
 }
