@@ -10,12 +10,14 @@
 
 #define INLINE static inline __attribute__((always_inline))
 
-/* Before a loop over what is kept in registers. */
+/* Before a loop over what is kept in registers; before one whose body is too long for copies. */
 #if defined(__clang__)
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define ONCE   _Pragma("clang loop unroll(disable)")
 #pragma clang diagnostic ignored "-Wpass-failed" /* where a bound is known only after inlining */
 #else
 #define UNROLL _Pragma("GCC unroll 16")
+#define ONCE   _Pragma("GCC unroll 1")
 #endif
 
 #ifndef VEC_AHEAD
@@ -137,16 +139,16 @@ typedef struct shape {
 
 typedef vec accs[2][2][KERNEL_WIDTH]; /* [block][half][token] */
 
-/* Both halves at once if they fit.  Of scaled weights also two steps, whose dots do not wait for each
+/* Both halves at once if they fit.  Of MX weights also two blocks, whose dots do not wait for each
  * other, if what decoding takes fits beside them; one or two tokens wait for memory instead, which
  * likes lines in order (docs/performance.md). */
 INLINE shape shape_of(size_t width, kernel_format f, kernel_operand o)
 {
     const size_t halves = 2 * width <= VEC_SUMS ? 2 : 1;
-    const int wide = kernel_formats[f].element == ELEMENT_E4M3FN ||
-                     (kernel_formats[f].element == ELEMENT_INT8 && o == OPERAND_BF16);
-    const size_t room = wide ? VEC_SUMS / 3 : o == OPERAND_INT8 ? VEC_SUMS * 2 / 3 : VEC_SUMS;
-    const int both = kernel_is_scaled(f) && width > 2 && 2 * halves * width <= room;
+    const size_t room = f == FORMAT_MXFP8   ? VEC_SUMS / 3
+                        : o == OPERAND_INT8 ? VEC_SUMS * 2 / 3
+                                            : VEC_SUMS;
+    const int both = kernel_is_mx(f) && width > 2 && 2 * halves * width <= room;
     return (shape){width, halves, both ? 2 : 1};
 }
 

@@ -165,7 +165,7 @@ INLINE void int8_scale(const ivec *acc, vec low, vec power, const float *sx, siz
 {
     UNROLL
     for (size_t t = 0; t < width; t++) {
-        vec scale = v_set1(sx[t] * 0.5f);
+        vec scale = v_mul(v_set1(sx[t]), v_set1(0.5f));
         if (has_low) scale = v_mul(scale, low);
         scale = v_mul(scale, power);
         v_store(sum[t], v_fma(v_from_int(acc[t]), scale, v_load(sum[t])));
@@ -182,8 +182,11 @@ INLINE void mx_int8_blocks(const span *s, const uint8_t *at, const scales *c, si
     ivec acc[2][2][KERNEL_WIDTH];
     UNROLL
     for (size_t b = 0; b < n.blocks; b++) UNROLL
-    for (size_t t = 0; t < n.width; t++) UNROLL
-    for (size_t i = 0; i < n.halves; i++) acc[b][i][t] = i_set1(-12 * x.sum[b * n.width + t]);
+    for (size_t t = 0; t < n.width; t++) {
+        const ivec zero = i_mul(i_set1(x.sum[b * n.width + t]), i_set1(-12));
+        UNROLL
+        for (size_t i = 0; i < n.halves; i++) acc[b][i][t] = zero;
+    }
 #ifdef VEC_MATRIX
     if (n.width % 2 == 0) int8_pairs(n, 1, acc);
 #endif
@@ -219,6 +222,7 @@ INLINE void mx_tile(const span *s, size_t m, const uint8_t *tile, size_t width, 
                     l_has_special(l_load(at))};
         l_prefetch(ahead_of(s, at));
         at += KERNEL_LINE;
+        ONCE
         for (size_t b = 0; b < group && b < end;) {
             const int both = many.blocks == 2 && b + 2 <= end;
             const size_t n = both ? 2 : 1;
@@ -301,41 +305,38 @@ static __attribute__((noinline)) void widen_any_chunk(const kernel_panel *p, con
     }
 }
 
-/* Steps of a chunk: their scales, from the first step's half m on. */
+/* A step's scales, [half][row], and the half from which on they are taken. */
 typedef struct step_scales {
-    const float (*scale)[2][KERNEL_ROWS], (*minus)[2][KERNEL_ROWS];
+    const float (*scale)[KERNEL_ROWS], (*minus)[KERNEL_ROWS];
     size_t m;
     int minima;
 } step_scales;
 
-/* n.blocks steps of `terms` terms, their lines at `at`; x: the tile's words of the first, sums: the
- * sums that go with minima, of the first. */
-INLINE void scaled_steps(const span *s, const uint8_t *at, const step_scales *c, size_t terms,
-                         const uint8_t *x, const float *sums, shape n, kernel_format f,
-                         kernel_operand o, const l_table *table, tile_sums sum)
+/* A step of `terms` terms, its lines at `at`; x: the tile's words of its first term, sums: the sums
+ * that go with minima. */
+INLINE void scaled_step(const span *s, const uint8_t *at, const step_scales *c, size_t terms,
+                        const uint8_t *x, const float *sums, shape n, kernel_format f,
+                        kernel_operand o, const l_table *table, tile_sums sum)
 {
     accs acc;
     accs_clear(n, acc);
-    dot_units(at + c->m * s->second, ahead_of(s, at), s, terms / 2 / unit_pairs(f), x,
-              terms / 2 * pair_bytes(n.width, o), n, f, o, table, acc);
+    dot_units(at + c->m * s->second, ahead_of(s, at), s, terms / 2 / unit_pairs(f), x, 0, n, f, o,
+              table, acc);
     UNROLL
-    for (size_t b = 0; b < n.blocks; b++) {
+    for (size_t i = 0; i < n.halves; i++) {
+        const vec scale = v_load(c->scale[c->m + i]);
+        tile_sums to = sum + (c->m + i) * KERNEL_TOKENS;
         UNROLL
-        for (size_t i = 0; i < n.halves; i++) {
-            const vec scale = v_load(c->scale[b][c->m + i]);
-            tile_sums to = sum + (c->m + i) * KERNEL_TOKENS;
-            UNROLL
-            for (size_t t = 0; t < n.width; t++)
-                v_store(to[t], v_fma(acc[b][i][t], scale, v_load(to[t])));
-        }
-        if (!c->minima) continue;
-        UNROLL
-        for (size_t i = 0; i < n.halves; i++) {
-            const vec minus = v_load(c->minus[b][c->m + i]);
-            tile_sums to = sum + (c->m + i) * KERNEL_TOKENS;
-            for (size_t t = 0; t < n.width; t++)
-                v_store(to[t], v_fma(v_set1(sums[b * n.width + t]), minus, v_load(to[t])));
-        }
+        for (size_t t = 0; t < n.width; t++)
+            v_store(to[t], v_fma(acc[0][i][t], scale, v_load(to[t])));
+    }
+    if (!c->minima) return;
+    UNROLL
+    for (size_t i = 0; i < n.halves; i++) {
+        const vec minus = v_load(c->minus[c->m + i]);
+        tile_sums to = sum + (c->m + i) * KERNEL_TOKENS;
+        for (size_t t = 0; t < n.width; t++)
+            v_store(to[t], v_fma(v_set1(sums[t]), minus, v_load(to[t])));
     }
 }
 
@@ -346,57 +347,51 @@ typedef struct int8_code {
     float unit;
 } int8_code;
 
-/* The same with int8 operands, x those of the block of 32 that the steps begin in, at term `skip` of
- * it. */
-INLINE void scaled_int8_steps(const span *s, const uint8_t *at, const step_scales *c, size_t terms,
-                              int8_words x, size_t skip, shape n, kernel_format f,
-                              const int8_code *code, tile_sums sum)
+/* The sum of token t's codes of a step, which begins at term `skip` of the block. */
+INLINE int32_t step_codes(const int8_words *x, size_t t, size_t terms, size_t skip)
+{
+    if (terms == KERNEL_BLOCK) return x->sum[t];
+    return skip == 0 ? x->first[t] : x->sum[t] - x->first[t];
+}
+
+/* The same with int8 operands, x those of the step's block. */
+INLINE void scaled_int8_step(const span *s, const uint8_t *at, const step_scales *c, size_t terms,
+                             int8_words x, size_t skip, shape n, kernel_format f,
+                             const int8_code *code, tile_sums sum)
 {
     ivec acc[2][2][KERNEL_WIDTH];
-    size_t block[2]; /* words before those of the block that a step is in */
     UNROLL
-    for (size_t b = 0; b < n.blocks; b++) {
-        const size_t k = skip + b * terms;
-        block[b] = k / KERNEL_BLOCK * n.width;
+    for (size_t t = 0; t < n.width; t++) {
+        const ivec zero = i_set1(-code->zero * step_codes(&x, t, terms, skip));
         UNROLL
-        for (size_t t = 0; t < n.width; t++) {
-            int32_t codes = x.sum[block[b] + t];
-            if (terms != KERNEL_BLOCK) {
-                int32_t first = x.first[block[b] + t];
-                codes = k % KERNEL_BLOCK == 0 ? first : codes - first;
-            }
-            UNROLL
-            for (size_t i = 0; i < n.halves; i++) acc[b][i][t] = i_set1(-code->zero * codes);
-        }
+        for (size_t i = 0; i < n.halves; i++) acc[0][i][t] = zero;
     }
 #ifdef VEC_MATRIX
     if (n.width % 2 == 0) int8_pairs(n, 1, acc);
 #endif
-    int8_units(at + c->m * s->second, ahead_of(s, at), s, terms / 8, x.codes + skip * n.width,
-               terms * n.width, n, f, code->table, acc);
+    int8_units(at + c->m * s->second, ahead_of(s, at), s, terms / 8, x.codes + skip * n.width, 0, n,
+               f, code->table, acc);
 #ifdef VEC_MATRIX
     if (n.width % 2 == 0) int8_pairs(n, 0, acc);
 #endif
     UNROLL
-    for (size_t b = 0; b < n.blocks; b++) {
-        const float *sx = x.scale + block[b];
+    for (size_t i = 0; i < n.halves; i++) {
+        const vec scale = v_load(c->scale[c->m + i]);
+        tile_sums to = sum + (c->m + i) * KERNEL_TOKENS;
         UNROLL
-        for (size_t i = 0; i < n.halves; i++) {
-            const vec scale = v_load(c->scale[b][c->m + i]);
-            tile_sums to = sum + (c->m + i) * KERNEL_TOKENS;
-            UNROLL
-            for (size_t t = 0; t < n.width; t++)
-                v_store(to[t], v_fma(v_from_int(acc[b][i][t]),
-                                     v_mul(v_set1(sx[t] * code->unit), scale), v_load(to[t])));
+        for (size_t t = 0; t < n.width; t++) {
+            const vec by = v_mul(v_set1(x.scale[t] * code->unit), scale);
+            v_store(to[t], v_fma(v_from_int(acc[0][i][t]), by, v_load(to[t])));
         }
-        if (!c->minima) continue;
-        UNROLL
-        for (size_t i = 0; i < n.halves; i++) {
-            const vec minus = v_load(c->minus[b][c->m + i]);
-            tile_sums to = sum + (c->m + i) * KERNEL_TOKENS;
-            for (size_t t = 0; t < n.width; t++)
-                v_store(to[t], v_fma(v_set1((float)x.sum[block[b] + t]),
-                                     v_mul(v_set1(sx[t]), minus), v_load(to[t])));
+    }
+    if (!c->minima) return;
+    UNROLL
+    for (size_t i = 0; i < n.halves; i++) {
+        const vec minus = v_load(c->minus[c->m + i]);
+        tile_sums to = sum + (c->m + i) * KERNEL_TOKENS;
+        for (size_t t = 0; t < n.width; t++) {
+            const vec by = v_mul(v_set1(x.scale[t]), minus);
+            v_store(to[t], v_fma(v_set1((float)x.sum[t]), by, v_load(to[t])));
         }
     }
 }
@@ -407,44 +402,33 @@ INLINE void scaled_tile(const span *s, size_t m, const uint8_t *tile, size_t wid
 {
     const kernel_format format = s->panel->format;
     const kernel_info *info = &kernel_formats[format];
-    const shape many = shape_of(width, f, o), one = {width, many.halves, 1};
+    const shape n = shape_of(width, f, o);
     const size_t section = kernel_section_bytes(format, s->panel->halves), terms = info->step;
-    const size_t nibble = is_int8(f) || f == FORMAT_FP8_BLOCK ? 0 : info->element - ELEMENT_E2M1;
+    const size_t nibble = info->bits == 4 ? info->element - ELEMENT_E2M1 : 0;
     const l_table table = l_words_table(nibble_words[nibble]);
     const l_bytes bytes = l_bytes_table(nibble_bytes[nibble]);
     const int8_code code = {&bytes, is_int8(f) ? VEC_INT8_ZERO : nibble_zero[nibble],
-                            !is_int8(f) && nibble == 0 ? 0.5f : 1.0f};
+                            info->element == ELEMENT_E2M1 ? 0.5f : 1.0f};
     const float *sums =
-        (const float *)(const void *)tile + s->panel->k / 2 * pair_bytes(width, o) / 4;
+        (const float *)(const void *)(tile + s->panel->k / 2 * pair_bytes(width, o));
     const uint8_t *at = s->lines;
     chunk_scales c;
     for (size_t k = s->first; k < s->end;) {
         const size_t left = s->end - k < info->chunk ? s->end - k : info->chunk;
-        step_scales step = {c.scale, c.minus, m, info->minima};
+        step_scales step = {c.scale[0], c.minus[0], m, info->minima};
         widen_any_chunk(s->panel, at, left / terms, &c);
         for (size_t i = 0; i < section; i += KERNEL_LINE) l_prefetch(ahead_of(s, at + i));
         at += section;
-        for (const size_t end = k + left; k < end;) {
-            const int both = many.blocks == 2 && k + 2 * terms <= end;
-            const size_t n = both ? 2 : 1, skip = k % KERNEL_BLOCK;
-            if (o == OPERAND_INT8) {
-                const int8_words x = int8_words_of(s, tile, width, k - skip);
-                if (both)
-                    scaled_int8_steps(s, at, &step, terms, x, skip, many, f, &code, sum);
-                else
-                    scaled_int8_steps(s, at, &step, terms, x, skip, one, f, &code, sum);
-            } else {
-                const uint8_t *x = tile + k / 2 * pair_bytes(width, o);
-                const float *xs = sums + k / KERNEL_BLOCK * width;
-                if (both)
-                    scaled_steps(s, at, &step, terms, x, xs, many, f, o, &table, sum);
-                else
-                    scaled_steps(s, at, &step, terms, x, xs, one, f, o, &table, sum);
-            }
-            step.scale += n;
-            step.minus += n;
-            at += n * s->block;
-            k += n * terms;
+        for (const size_t end = k + left; k < end; k += terms, at += s->block) {
+            const size_t skip = k % KERNEL_BLOCK;
+            if (o == OPERAND_INT8)
+                scaled_int8_step(s, at, &step, terms, int8_words_of(s, tile, width, k - skip), skip,
+                                 n, f, &code, sum);
+            else
+                scaled_step(s, at, &step, terms, tile + k / 2 * pair_bytes(width, o),
+                            sums + k / KERNEL_BLOCK * width, n, f, o, &table, sum);
+            step.scale += 2;
+            step.minus += 2;
         }
     }
 }

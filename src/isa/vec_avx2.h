@@ -394,6 +394,10 @@ V_INLINE ivec i_set1(int32_t x)
 {
     return (ivec){_mm256_set1_epi32(x), _mm256_set1_epi32(x)};
 }
+V_INLINE ivec i_mul(ivec x, ivec y)
+{
+    return (ivec){_mm256_mullo_epi32(x.a, y.a), _mm256_mullo_epi32(x.b, y.b)};
+}
 V_INLINE vec v_from_int(ivec x)
 {
     return (vec){_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)};

@@ -360,6 +360,10 @@ V_INLINE ivec i_set1(int32_t x)
 {
     return _mm512_set1_epi32(x);
 }
+V_INLINE ivec i_mul(ivec a, ivec b)
+{
+    return _mm512_mullo_epi32(a, b);
+}
 V_INLINE vec v_from_int(ivec a)
 {
     return _mm512_cvtepi32_ps(a);

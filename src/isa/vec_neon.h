@@ -271,6 +271,49 @@ V_INLINE vec v_from_f16(const uint8_t *p)
                  vcvt_f32_f16(vget_low_f16(high)), vcvt_high_f32_f16(high)};
 }
 
+/* Sixteen neighbouring scales. */
+V_INLINE vec v_from_bf16(const uint8_t *p)
+{
+    uint16x8_t low = q_load(p), high = q_load(p + 16);
+    return (vec){q_wide_first(low), q_wide_second(low), q_wide_first(high), q_wide_second(high)};
+}
+
+V_INLINE vec v_from_int(ivec x)
+{
+    return (vec)EACH1(vcvtq_f32_s32, x);
+}
+
+V_INLINE vec v_from_u8(const uint8_t *p)
+{
+    return v_from_int(i_from_bytes(vld1q_u8(p)));
+}
+
+V_INLINE vec v_from_i8(const uint8_t *p)
+{
+    int8x16_t s = vreinterpretq_s8_u8(vld1q_u8(p));
+    int16x8_t low = vmovl_s8(vget_low_s8(s)), high = vmovl_high_s8(s);
+    return v_from_int((ivec){vmovl_s16(vget_low_s16(low)), vmovl_high_s16(low),
+                             vmovl_s16(vget_low_s16(high)), vmovl_high_s16(high)});
+}
+
+/* Eight e4m3fn as f16 that are 2^-8 times the number: the bits are the same. */
+V_INLINE float16x8_t q_e4m3_f16(int8x8_t code)
+{
+    uint16x8_t c = vreinterpretq_u16_s16(vmovl_s8(code));
+    uint16x8_t x = vandq_u16(vshlq_n_u16(c, 7), vdupq_n_u16(0xBF80));
+    uint16x8_t nan = vceqq_u16(vandq_u16(c, vdupq_n_u16(0x7F)), vdupq_n_u16(0x7F));
+    return vreinterpretq_f16_u16(vbslq_u16(nan, vdupq_n_u16(0x7E00), x));
+}
+
+V_INLINE vec v_from_e4m3(const uint8_t *p)
+{
+    int8x16_t codes = vreinterpretq_s8_u8(vld1q_u8(p));
+    float16x8_t low = q_e4m3_f16(vget_low_s8(codes)), high = q_e4m3_f16(vget_high_s8(codes));
+    return v_mul((vec){vcvt_f32_f16(vget_low_f16(low)), vcvt_high_f32_f16(low),
+                       vcvt_f32_f16(vget_low_f16(high)), vcvt_high_f32_f16(high)},
+                 v_set1(256));
+}
+
 /* Bytes 0 to 15 of a table in halves. */
 V_INLINE uint8x16_t q_table(uint64_t low, uint64_t high)
 {
@@ -365,17 +408,42 @@ V_INLINE line l_e4m3_pair(line first, line second, int j)
     return j == 0 ? first : second;
 }
 
-/* bf12: the exponents of 16 codes. */
-typedef uint8x16_t l_table;
+/* For each of 16 codes the low and the high byte of a bf16; of bf12 the exponent, in low. */
+typedef struct l_table {
+    uint8x16_t low, high;
+} l_table;
 
 V_INLINE l_table l_bf12_table(const uint8_t *exponent)
 {
-    return vld1q_u8(exponent);
+    const uint8x16_t e = vld1q_u8(exponent);
+    return (l_table){e, e};
+}
+
+V_INLINE l_table l_words_table(const uint16_t *words)
+{
+    const uint8x16x2_t bytes = vld2q_u8((const uint8_t *)words);
+    return (l_table){bytes.val[0], bytes.val[1]};
+}
+
+/* As q_e2m1. */
+V_INLINE uint16x8_t q_nibble(uint16x8_t x, int j, const l_table *table)
+{
+    uint8x16_t bytes = vreinterpretq_u8_u16(x);
+    uint8x16_t code = j % 2 == 0 ? vandq_u8(bytes, vdupq_n_u8(15)) : vshrq_n_u8(bytes, 4);
+    uint8x16_t low = vqtbl1q_u8(table->low, code), high = vqtbl1q_u8(table->high, code);
+    return vreinterpretq_u16_u8(j < 2 ? vtrn1q_u8(low, high) : vtrn2q_u8(low, high));
+}
+
+/* Pair j of the four in a line of codes. */
+V_INLINE line l_nibble(line x, int j, const l_table *table)
+{
+    return (line){q_nibble(x.a, j, table), q_nibble(x.b, j, table), q_nibble(x.c, j, table),
+                  q_nibble(x.d, j, table)};
 }
 
 /* The exponent of code 0, which the upper byte of each code looks up, is shifted out but for one
  * bit, and that is where rest has the sign. */
-V_INLINE uint16x8_t q_bf12(uint16x8_t codes, uint16x8_t rest, int j, l_table table)
+V_INLINE uint16x8_t q_bf12(uint16x8_t codes, uint16x8_t rest, int j, uint8x16_t table)
 {
     uint16x8_t code = vandq_u16(codes >> (uint16_t)(4 * j), vdupq_n_u16(15));
     uint16x8_t e = vreinterpretq_u16_u8(vqtbl1q_u8(table, vreinterpretq_u8_u16(code)));
@@ -386,8 +454,9 @@ V_INLINE uint16x8_t q_bf12(uint16x8_t codes, uint16x8_t rest, int j, l_table tab
 /* Pair j of the four of a line of codes, rest: the line that has its signs and mantissas. */
 V_INLINE line l_bf12(line codes, line rest, int j, const l_table *table)
 {
-    return (line){q_bf12(codes.a, rest.a, j, *table), q_bf12(codes.b, rest.b, j, *table),
-                  q_bf12(codes.c, rest.c, j, *table), q_bf12(codes.d, rest.d, j, *table)};
+    const uint8x16_t e = table->low;
+    return (line){q_bf12(codes.a, rest.a, j, e), q_bf12(codes.b, rest.b, j, e),
+                  q_bf12(codes.c, rest.c, j, e), q_bf12(codes.d, rest.d, j, e)};
 }
 
 /* ---- int8 ------------------------------------------------------------------------------------ */
@@ -397,9 +466,22 @@ V_INLINE ivec i_set1(int32_t x)
     int32x4_t q = vdupq_n_s32(x);
     return (ivec){q, q, q, q};
 }
-V_INLINE vec v_from_int(ivec x)
+V_INLINE ivec i_mul(ivec x, ivec y)
 {
-    return (vec)EACH1(vcvtq_f32_s32, x);
+    return (ivec)EACH2(vmulq_s32, x, y);
+}
+
+/* The signed byte i of each 32 bits. */
+V_INLINE float32x4_t q_from_byte(uint16x8_t x, int i)
+{
+    int32x4_t v = vreinterpretq_s32_u16(x);
+    return vcvtq_f32_s32(vshrq_n_s32(vshlq_s32(v, vdupq_n_s32(24 - 8 * i)), 24));
+}
+
+V_INLINE vec v_from_byte(line x, int i)
+{
+    return (vec){q_from_byte(x.a, i), q_from_byte(x.b, i), q_from_byte(x.c, i),
+                 q_from_byte(x.d, i)};
 }
 
 V_INLINE int32x4_t q_dot(int32x4_t acc, uint16x8_t weights, uint16x8_t codes)
@@ -409,7 +491,7 @@ V_INLINE int32x4_t q_dot(int32x4_t acc, uint16x8_t weights, uint16x8_t codes)
     return vdotq_s32(acc, w, x);
 #else
     int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x)), high = vmull_high_s8(w, x);
-    return vpadalq_s16(acc, vpaddq_s16(low, high)); /* pairs are at most 2 * 24 * 127 */
+    return vpadalq_s16(acc, vpaddq_s16(low, high)); /* pairs are at most 2 * 128 * 127 */
 #endif
 }
 
@@ -418,32 +500,41 @@ V_INLINE ivec i_dot(ivec acc, line w, line codes)
     return (ivec)EACH3(q_dot, acc, w, codes);
 }
 
-/* acc + the dots of twice four weights, 0 to 24, and signed codes. */
+/* acc + the dots of twice four signed weights and codes, -127 to 127. */
 V_INLINE ivec i_dot2(ivec acc, line w0, line codes0, line w1, line codes1)
 {
     return i_dot(i_dot(acc, w0, codes0), w1, codes1);
 }
 
-V_INLINE uint16x8_t q_look_up_bytes(uint8x16_t nibble)
+/* int8 weights as they are, VEC_INT8_ZERO the one that is zero. */
+#define VEC_INT8_ZERO 0
+#define i_dot2_int8   i_dot2
+
+V_INLINE line l_int8(line x)
 {
-    const uint8x16_t table = q_table(0x181412100F0E0D0C, 0x00040608090A0B0C);
-    return vreinterpretq_u16_u8(vqtbl1q_u8(table, nibble));
+    return x;
 }
 
-V_INLINE uint16x8_t q_e2m1_low(uint16x8_t x)
+/* For each of 16 codes a byte. */
+typedef uint8x16_t l_bytes;
+
+V_INLINE l_bytes l_bytes_table(const uint8_t *bytes)
 {
-    return q_look_up_bytes(vandq_u8(vreinterpretq_u8_u16(x), vdupq_n_u8(15)));
+    return vld1q_u8(bytes);
 }
 
-V_INLINE uint16x8_t q_e2m1_high(uint16x8_t x)
+V_INLINE uint16x8_t q_nibble_bytes(uint16x8_t x, int b, l_bytes table)
 {
-    return q_look_up_bytes(vshrq_n_u8(vreinterpretq_u8_u16(x), 4));
+    uint8x16_t bytes = vreinterpretq_u8_u16(x);
+    return vreinterpretq_u16_u8(
+        vqtbl1q_u8(table, b == 0 ? vandq_u8(bytes, vdupq_n_u8(15)) : vshrq_n_u8(bytes, 4)));
 }
 
-/* 12 + twice the e2m1 value of the low (b 0) or the high (1) nibbles. */
-V_INLINE line l_e2m1_bytes(line x, int b)
+/* Those of the low (b 0) or the high (1) nibbles. */
+V_INLINE line l_nibble_bytes(line x, int b, const l_bytes *table)
 {
-    return b == 0 ? (line)EACH1(q_e2m1_low, x) : (line)EACH1(q_e2m1_high, x);
+    return (line){q_nibble_bytes(x.a, b, *table), q_nibble_bytes(x.b, b, *table),
+                  q_nibble_bytes(x.c, b, *table), q_nibble_bytes(x.d, b, *table)};
 }
 
 #ifdef VEC_MATRIX
@@ -477,25 +568,24 @@ V_INLINE int8x16_t q_zip_last_words(uint16x8_t first, uint16x8_t second)
         vzip2q_u32(vreinterpretq_u32_u16(first), vreinterpretq_u32_u16(second)));
 }
 
-V_INLINE void q_matrix(int32x4_t *rows01, int32x4_t *rows23, uint16x8_t codes, int8x16_t x)
+V_INLINE void q_matrix(int32x4_t *rows01, int32x4_t *rows23, uint16x8_t w0, uint16x8_t w1,
+                       int8x16_t x)
 {
-    uint16x8_t low = q_e2m1_low(codes), high = q_e2m1_high(codes);
-    *rows01 = vmmlaq_s32(*rows01, q_zip_words(low, high), x);
-    *rows23 = vmmlaq_s32(*rows23, q_zip_last_words(low, high), x);
+    *rows01 = vmmlaq_s32(*rows01, q_zip_words(w0, w1), x);
+    *rows23 = vmmlaq_s32(*rows23, q_zip_last_words(w0, w1), x);
 }
 
-/* Paired sums + the dots of the eight weights of each row of a line of e2m1, taken as
- * l_e2m1_bytes does, and two tokens' codes: a word of each at x, for the low nibbles, and `next`
- * bytes on, for the high ones. */
-V_INLINE void i_matrix(ivec *t0, ivec *t1, line codes, const uint8_t *x, size_t next)
+/* Paired sums + the dots of the eight weights of each row, four in w0 and four in w1, and two
+ * tokens' codes: a word of each at x, that goes with w0, and `next` bytes on, with w1. */
+V_INLINE void i_matrix(ivec *t0, ivec *t1, line w0, line w1, const uint8_t *x, size_t next)
 {
-    uint16x8_t low = vreinterpretq_u16_u8(vcombine_u8(vld1_u8(x), vdup_n_u8(0)));
-    uint16x8_t high = vreinterpretq_u16_u8(vcombine_u8(vld1_u8(x + next), vdup_n_u8(0)));
-    int8x16_t tokens = q_zip_words(low, high);
-    q_matrix(&t0->a, &t1->a, codes.a, tokens);
-    q_matrix(&t0->b, &t1->b, codes.b, tokens);
-    q_matrix(&t0->c, &t1->c, codes.c, tokens);
-    q_matrix(&t0->d, &t1->d, codes.d, tokens);
+    uint16x8_t first = vreinterpretq_u16_u8(vcombine_u8(vld1_u8(x), vdup_n_u8(0)));
+    uint16x8_t second = vreinterpretq_u16_u8(vcombine_u8(vld1_u8(x + next), vdup_n_u8(0)));
+    int8x16_t tokens = q_zip_words(first, second);
+    q_matrix(&t0->a, &t1->a, w0.a, w1.a, tokens);
+    q_matrix(&t0->b, &t1->b, w0.b, w1.b, tokens);
+    q_matrix(&t0->c, &t1->c, w0.c, w1.c, tokens);
+    q_matrix(&t0->d, &t1->d, w0.d, w1.d, tokens);
 }
 
 #endif
