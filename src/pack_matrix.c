@@ -17,7 +17,7 @@ static uint32_t element(const pack_matrix *m, size_t row, size_t k)
     uint32_t word;
     uint16_t half;
     switch (kernel_bits(m->format)) {
-    case 4: return at[k / 2] >> k % 2 * 4 & 15u;
+    case 4: return (uint32_t)at[k / 2] >> k % 2 * 4 & 15u;
     case 8: return at[k * m->column_stride];
     case 16: memcpy(&half, at + k * m->column_stride, sizeof half); return half;
     default: memcpy(&word, at + k * m->column_stride, sizeof word); return word;

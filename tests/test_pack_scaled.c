@@ -59,7 +59,7 @@ static moe_experts *pack(const source *s, bool fetched, unsigned char fill)
     moe_context_options options = moe_context_options_init();
     moe_experts_args args = s->args;
     moe_experts *x;
-    size_t bytes;
+    size_t bytes = 0;
     options.allocate = allocate;
     options.release = release;
     options.threads = fetched ? 2 : 1;

@@ -81,7 +81,7 @@ static double q45_k(const unsigned char *b, const unsigned char *qs, const unsig
     double scale, minimum;
     unsigned nibbles = qs[k / 64 * 32 + k % 32], q = k % 64 < 32 ? nibbles & 15 : nibbles >> 4;
     k_scale(b + 4, k / 32, &scale, &minimum);
-    if (qh != NULL) q += (qh[k % 32] >> k / 32 & 1u) * 16;
+    if (qh != NULL) q += ((unsigned)qh[k % 32] >> k / 32 & 1u) * 16;
     return f16(b) * scale * q - f16(b + 2) * minimum;
 }
 
@@ -89,7 +89,7 @@ static double q6_k(const unsigned char *b, size_t k)
 {
     size_t n = k / 128, part = k % 128 / 32, l = k % 32;
     unsigned low = b[64 * n + part % 2 * 32 + l], q = part < 2 ? low & 15 : low >> 4;
-    q |= (b[128 + 32 * n + l] >> 2 * part & 3u) << 4;
+    q |= ((unsigned)b[128 + 32 * n + l] >> 2 * part & 3u) << 4;
     return f16(b + 208) * (double)(signed char)b[192 + k / 16] * ((double)q - 32);
 }
 

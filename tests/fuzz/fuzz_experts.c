@@ -15,8 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { MATRICES = 3, PARTS = 3, ARRAYS = MATRICES * PARTS, TENSORS = 6 };
-enum { WEIGHTS, SCALE, BIAS };
+enum { MATRICES = 3, PARTS = 4, ARRAYS = MATRICES * PARTS, TENSORS = 6 };
+enum { WEIGHTS, SCALE, BIAS, ROW_SCALE };
 enum { MOST_BYTES = 1 << 21, MOST_PACKED = 1 << 22, MOST_POINTERS = 64, MOST_ARGS = 8192 };
 enum { BLOCKS = 1024, MX_BLOCK = 32 };
 
@@ -67,14 +67,26 @@ typedef struct subject {
     moe_activation activation; /* of the call */
     moe_act_mode act_mode;
     bool claims_too_much; /* so that nothing has data */
+    bool fetched;         /* packed once more, slice by slice */
     size_t blocks;
     void *block[BLOCKS];
 } subject;
 
+static moe_matrix *matrix_of(moe_experts_args *a, size_t i)
+{
+    return i / PARTS == 0 ? &a->gate : i / PARTS == 1 ? &a->up : &a->down;
+}
+
 static moe_array *array_of(moe_experts_args *a, size_t i)
 {
-    moe_matrix *m = i / PARTS == 0 ? &a->gate : i / PARTS == 1 ? &a->up : &a->down;
-    return i % PARTS == WEIGHTS ? &m->weights : i % PARTS == SCALE ? &m->scale : &m->bias;
+    moe_matrix *m = matrix_of(a, i);
+    moe_array *const arrays[PARTS] = {&m->weights, &m->scale, &m->bias, &m->row_scale};
+    return arrays[i % PARTS];
+}
+
+static bool is_pairs(moe_dtype dtype)
+{
+    return dtype == MOE_E2M1_X2 || dtype == MOE_INT4_X2;
 }
 
 static const moe_tensor **slot_of(moe_experts_args *a, size_t i)
@@ -90,13 +102,15 @@ static const moe_tensor **slot_of(moe_experts_args *a, size_t i)
 static void shape_of(moe_experts_args *a, size_t i, size_t *rows, size_t *columns)
 {
     bool down = i / PARTS == 2;
-    size_t k = (size_t)(down ? a->I : a->H);
-    moe_dtype dtype = array_of(a, i)->dtype;
+    const moe_matrix *m = matrix_of(a, i);
+    size_t k = (size_t)(down ? a->I : a->H), of = moe_dtype_k(m->weights.dtype),
+           scale_k = m->scale.dtype == MOE_E8M0 ? MX_BLOCK : (size_t)m->scale_k;
     *rows = (size_t)(down ? a->H : a->I);
-    if (i % PARTS == WEIGHTS)
-        *columns = dtype == MOE_E2M1_X2 ? k / 2 : k;
-    else
-        *columns = i % PARTS == SCALE && dtype == MOE_E8M0 ? k / MX_BLOCK : 0;
+    *columns = 0;
+    if (i % PARTS == WEIGHTS) *columns = of > 1 ? k / of : k;
+    if (i % PARTS != SCALE) return;
+    if (m->scale_k > 0 || m->scale.dtype == MOE_E8M0) *columns = (k - 1) / scale_k + 1;
+    if (m->scale_rows > 0) *rows = (*rows - 1) / (size_t)m->scale_rows + 1;
 }
 
 /* Valid strides: dense, transposed, padded, between others, one for all experts or rows. */
@@ -106,7 +120,7 @@ static void lay_out(moe_experts_args *args, size_t i, size_t layout)
     size_t rows, columns, unit = moe_dtype_size(a->dtype);
     shape_of(args, i, &rows, &columns);
     size_t k = columns == 0 ? 1 : columns, row = k, column = 1, expert = rows * k;
-    bool pairs = a->dtype == MOE_E2M1_X2;
+    bool pairs = is_pairs(a->dtype);
     switch (layout) {
     case 1: /* transposed, where pairs of codes allow that */
         if (!pairs) column = rows, row = 1;
@@ -128,26 +142,59 @@ static void lay_out(moe_experts_args *args, size_t i, size_t layout)
     a->column_stride = (int64_t)(column * unit);
 }
 
-static void make_matrices(subject *s, input *in, bool mx)
+/* Weights with scales of blocks. */
+typedef struct scaled {
+    moe_dtype weights, scale;
+    int32_t scale_k, scale_rows;
+    int64_t k; /* what H or I is a multiple of */
+} scaled;
+
+static const scaled SCALED[] = {
+    {MOE_E2M1_X2, MOE_E8M0, 0, 0, 32},          {MOE_E4M3FN, MOE_E8M0, 32, 0, 32},
+    {MOE_E4M3FN, MOE_F32, 128, 128, 1},         {MOE_E4M3FN, MOE_BF16, 128, 5, 1},
+    {MOE_E2M1_X2, MOE_E4M3FN, 16, 0, 16},       {MOE_INT4_X2, MOE_BF16, 32, 0, 32},
+    {MOE_INT4_X2, MOE_F16, 64, 0, 64},          {MOE_INT4_X2, MOE_BF16, 128, 0, 128},
+    {MOE_Q8_0, MOE_DTYPE_NONE, 0, 0, 32},       {MOE_Q4_0, MOE_DTYPE_NONE, 0, 0, 32},
+    {MOE_Q4_K, MOE_DTYPE_NONE, 0, 0, 256},      {MOE_Q5_K, MOE_DTYPE_NONE, 0, 0, 256},
+    {MOE_Q6_K, MOE_DTYPE_NONE, 0, 0, 256},      {MOE_GGML_MXFP4, MOE_DTYPE_NONE, 0, 0, 32},
+    {MOE_GGML_NVFP4, MOE_DTYPE_NONE, 0, 0, 64},
+};
+
+/* H or I that a matrix of these weights takes. */
+static int64_t size_of(input *in, bool is_scaled, size_t which)
+{
+    int64_t k = is_scaled ? SCALED[which % COUNT(SCALED)].k : 1;
+    return k == 1 ? 1 + (int64_t)pick(in, 72) : k * (1 + (int64_t)pick(in, 3));
+}
+
+static void make_matrices(subject *s, input *in, bool is_scaled, bool ungated, bool row_scale)
 {
     static const moe_dtype floats[] = {MOE_BF16, MOE_F16, MOE_F32},
-                           plain[] = {MOE_BF16, MOE_F16, MOE_F32, MOE_E4M3_IEEE, MOE_E4M3FN},
-                           blocks[] = {MOE_E2M1_X2, MOE_E4M3FN};
+                           plain[] = {MOE_BF16, MOE_F16, MOE_F32, MOE_E4M3_IEEE, MOE_E4M3FN};
     moe_experts_args *a = &s->args;
     size_t gate_up = next(in), down = next(in), scale = next(in), bias = next(in);
+    bool down_scaled = is_scaled && down < 192;
     a->E_L = 1 + (int64_t)pick(in, 4);
-    a->H = mx ? MX_BLOCK * (1 + (int64_t)pick(in, 3)) : 1 + (int64_t)pick(in, 72);
-    a->I = mx ? MX_BLOCK * (1 + (int64_t)pick(in, 3)) : 1 + (int64_t)pick(in, 72);
+    a->H = size_of(in, is_scaled, gate_up);
+    a->I = size_of(in, down_scaled, down);
     size_t layout = next(in), pointers = next(in);
-    for (size_t i = 0; i < ARRAYS; i++) {
-        size_t m = i / PARTS == 2 ? down : gate_up;
+    for (size_t i = ungated ? PARTS : 0; i < ARRAYS; i++) {
+        bool is_down = i / PARTS == 2, blocks = is_down ? down_scaled : is_scaled;
+        size_t m = is_down ? down : gate_up;
+        const scaled *of = &SCALED[m % COUNT(SCALED)];
         moe_array *array = array_of(a, i);
-        if (i % PARTS == WEIGHTS)
-            array->dtype = mx ? blocks[m % COUNT(blocks)] : plain[m % COUNT(plain)];
-        else if (i % PARTS == SCALE && mx)
-            array->dtype = MOE_E8M0;
-        else if (i % PARTS == SCALE ? scale % 4 > 0 : bias % 4 > 0)
+        if (i % PARTS == WEIGHTS) {
+            array->dtype = blocks ? of->weights : plain[m % COUNT(plain)];
+            matrix_of(a, i)->scale_k = blocks ? of->scale_k : 0;
+            matrix_of(a, i)->scale_rows = blocks ? of->scale_rows : 0;
+        } else if (i % PARTS == SCALE && blocks) {
+            array->dtype = of->scale;
+        } else if (i % PARTS == ROW_SCALE) {
+            if (blocks && row_scale) array->dtype = floats[scale % COUNT(floats)];
+        } else if (i % PARTS == SCALE ? scale % 4 > 0 : bias % 4 > 0) {
             array->dtype = floats[(i % PARTS == SCALE ? scale : bias) % 4 - 1];
+        }
+        if (array->dtype == MOE_DTYPE_NONE) continue;
         /* one layout for all, or one for each */
         lay_out(a, i, layout % 16 < 8 ? layout % 8 : (layout / 16 + i) % 8);
         s->array[i].kind = pointers >> (i % 8) & 1 ? POINTERS : ONE_BLOCK;
@@ -194,13 +241,16 @@ static void make_subject(subject *s, input *in)
     s->args = moe_experts_args_init();
     uint8_t what = next(in);
     s->seed = next(in);
-    s->activation = (moe_activation)pick(in, MOE_RELU + 1);
+    static const moe_activation activations[] = {MOE_SILU,  MOE_GELU, MOE_GELU_TANH,
+                                                 MOE_SWISH, MOE_RELU, MOE_RELU2};
+    s->activation = activations[pick(in, COUNT(activations))];
     s->act_mode = (moe_act_mode)pick(in, MOE_ACT_INT8 + 1);
     if (what & 4) s->args.packing = MOE_PACK_LOSSLESS;
     if (what & 1)
         make_tensors(s, in, what & 2);
     else
-        make_matrices(s, in, what & 2);
+        make_matrices(s, in, what & 2, what & 8, what & 16);
+    s->fetched = what & 32;
 }
 
 /* ---- changes --------------------------------------------------------------------------------- */
@@ -244,7 +294,10 @@ static void change_scalar(moe_experts_args *a, input *in)
 {
     uint8_t field = next(in);
     int64_t number = read_number(in);
-    switch (field % 8) {
+    moe_matrix *m = matrix_of(a, field / 16 % MATRICES * PARTS);
+    switch (field % 10) {
+    case 8: m->scale_k = (int32_t)number; break;
+    case 9: m->scale_rows = (int32_t)number; break;
     case 0: a->struct_size = sizeof *a + (size_t)number; break;
     case 1: a->packing = (moe_packing)number; break;
     case 2:
@@ -346,7 +399,8 @@ static void fill(subject *s)
 
 static bool is_aligned(const void *at, moe_dtype dtype)
 {
-    return at != NULL && (uintptr_t)at % moe_dtype_size(dtype) == 0;
+    bool blocks = dtype >= MOE_Q8_0 && dtype <= MOE_GGML_NVFP4;
+    return at != NULL && (uintptr_t)at % (blocks ? 1 : moe_dtype_size(dtype)) == 0;
 }
 
 /* Of arguments that moe_experts_bytes takes: whether their pointers are all good. */
@@ -457,6 +511,35 @@ static void call(subject *s, const moe_experts *experts, const moe_experts *othe
     free(again);
 }
 
+/* Where the experts from first on are. */
+static moe_status fetch(void *user, int64_t first, int64_t count, moe_experts_args *part)
+{
+    subject *s = user;
+    MUST(part->E_L == count && count >= 1 && first + count <= s->args.E_L);
+    for (size_t i = 0; i < ARRAYS; i++) {
+        moe_array *to = array_of(part, i);
+        *to = *array_of(&s->args, i);
+        if (to->experts != NULL) to->experts += first;
+        if (to->data != NULL)
+            to->data = (const char *)to->data + (size_t)first * (size_t)to->expert_stride;
+    }
+    return MOE_OK;
+}
+
+static moe_experts *pack_fetched(subject *s)
+{
+    moe_experts_args args = s->args;
+    moe_experts *experts;
+    args.struct_size = sizeof args;
+    for (size_t i = 0; i < ARRAYS; i++)
+        array_of(&args, i)->data = array_of(&args, i)->experts = NULL;
+    args.fetch = fetch;
+    args.fetch_user = s;
+    args.fetch_count = 1 + s->seed % 3;
+    MUST(moe_experts_create(two_threads(), &args, &experts) == MOE_OK);
+    return experts;
+}
+
 static void use(subject *s, moe_experts *experts, size_t bytes)
 {
     moe_experts_info info = {.struct_size = sizeof info};
@@ -468,7 +551,7 @@ static void use(subject *s, moe_experts *experts, size_t bytes)
     for (size_t i = 0, claimed; i < ARRAYS && rows; i++)
         if (array_of(&s->args, i)->dtype != MOE_DTYPE_NONE)
             MUST(extent(s, i, array_of(&s->args, i)->data != NULL, &claimed));
-    moe_experts *dense = rows ? pack_dense(s) : NULL;
+    moe_experts *dense = !rows ? NULL : s->fetched ? pack_fetched(s) : pack_dense(s);
     call(s, experts, dense);
     MUST(moe_experts_destroy(dense) == MOE_OK);
 }
