@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* test_ungated.c - experts without a gate: the document's bits on every level, and what says
  * something of a gate is refused. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -126,6 +127,47 @@ static void test_document(void **state)
     }
 }
 
+static uint32_t one(const source_spec *s, size_t matrix, size_t e, size_t row, size_t k)
+{
+    (void)s, (void)matrix, (void)e, (void)row, (void)k;
+    return 0x3F80; /* of bf16 */
+}
+
+/* An infinite hidden value is no number in rows past I, whose weights are zeros, and the limits make
+ * a number of it in all others: what pads I does not reach the output. */
+static void test_pads(void **state)
+{
+    (void)state;
+    for (int64_t I = 1; I <= 70; I++) {
+        enum { H = 3 };
+        static float x[H] = {1, INFINITY, 2};
+        static int32_t index[1];
+        source s;
+        moe_experts *experts;
+        float got[H];
+        source_make(&s, &(source_spec){.gate_up = MOE_BF16,
+                                       .down = MOE_BF16,
+                                       .ungated = true,
+                                       .E_L = 1,
+                                       .H = H,
+                                       .I = I,
+                                       .code = one});
+        assert_int_equal(moe_experts_create(NULL, &s.args, &experts), MOE_OK);
+        moe_tensor hidden = moe_tensor_2d(x, MOE_F32, 1, H),
+                   indices = moe_tensor_2d(index, MOE_I32, 1, 1);
+        moe_tkg_args args = moe_tkg_args_init();
+        args.hidden_input = &hidden;
+        args.expert_index = &indices;
+        args.experts = experts;
+        args.activation_fn = MOE_RELU2;
+        args.up_clamp_upper_limit = moe_given_float(2);
+        assert_int_equal(moe_tkg(NULL, &args, got, sizeof got), MOE_OK);
+        for (size_t h = 0; h < H; h++) assert_true(got[h] == (float)(4 * I));
+        assert_int_equal(moe_experts_destroy(experts), MOE_OK);
+        source_free(&s);
+    }
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -151,6 +193,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_document),
+        cmocka_unit_test(test_pads),
         cmocka_unit_test(test_refused),
     };
     return cmocka_run_group_tests_name("ungated", tests, NULL, NULL);
