@@ -170,7 +170,7 @@ static const char sample[] =
     "{\"hidden_size\": 64, \"pad\": -1, \"eps\": 1e-06, \"tie\": false, \"on\": true,\n"
     " \"none\": null, \"type\": \"qwen\\u00333_moe\", \"scale\": 2.5, \"big\": 9223372036854775808,\n"
     " \"architectures\": [\"A\", \"B\"], \"sizes\": [128, -128, 1.5, true, \"x\"], \"empty\": [],\n"
-    " \"mixed\": [1, [2], 3], \"a.b\": 5, \"\": 6,\n"
+    " \"mixed\": [1, [2], 3], \"pair\": [3, 4], \"a.b\": 5, \"\": 6,\n"
     " \"text_config\": {\"hidden_size\": 32, \"inner\": {\"deep\": 7, \"\": 8}},\n"
     " \"quantization_config\": {\"config_groups\": {\"group_1\": {\"n\": 2},\n"
     "  \"group_0\": {\"weights\": {\"num_bits\": 4}}}, \"ignore\": []}}";
@@ -278,6 +278,7 @@ static void arrays_and_members(void **state)
     assert_false(cfg_array_integer(c, "empty", 0, &integer));
     assert_true(cfg_array(c, "mixed", &count) && count == 3);
     assert_false(cfg_array_integer(c, "mixed", 0, &integer)); /* it holds a list */
+    assert_false(cfg_array_integer(c, "pair", 2, &integer));  /* and not the next in the text */
     assert_false(cfg_array(c, "text_config", &count));
     assert_false(cfg_array(c, "absent", &count));
 
@@ -287,7 +288,7 @@ static void arrays_and_members(void **state)
     assert_true(cfg_member(c, "quantization_config.config_groups", 1, &text));
     assert_string_equal(text, "group_1");
     assert_false(cfg_member(c, "quantization_config.config_groups", 2, &text));
-    assert_true(cfg_object(c, "", &count) && count == 17);
+    assert_true(cfg_object(c, "", &count) && count == 18);
     assert_true(cfg_member(c, "", 0, &text));
     assert_string_equal(text, "");
     assert_true(cfg_member(c, "", 1, &text));
@@ -442,13 +443,21 @@ static void random_reals(void **state)
     }
 }
 
-/* Where the decimal point is a comma. */
+/* Where the decimal point is a comma; the locale is made if there is none and it can be. */
 static void any_locale(void **state)
 {
     (void)state;
-    static const char *const names[] = {"de_DE.UTF-8", "fr_FR.UTF-8", "de_DE", "fr_FR"};
-    const char *set = NULL;
-    for (size_t i = 0; i < 4 && !set; i++) set = setlocale(LC_NUMERIC, names[i]);
+    char folder[] = "/tmp/moe_locale_XXXXXX", command[128];
+    const char *set = setlocale(LC_NUMERIC, "de_DE.UTF-8");
+    if (!set) {
+        assert_non_null(mkdtemp(folder));
+        snprintf(command, sizeof command, "localedef -i de_DE -f UTF-8 %s/de_DE.UTF-8 2>/dev/null",
+                 folder);
+        assert_int_equal(setenv("LOCPATH", folder, 1), 0);
+        if (system(command) == 0) set = setlocale(LC_NUMERIC, "de_DE.UTF-8");
+        snprintf(command, sizeof command, "rm -r %s", folder);
+        assert_int_equal(system(command), 0);
+    }
     cfg_file *c = opened("{\"a\":2.5}");
     double real;
     assert_true(cfg_real(c, "a", &real) && real == 2.5);

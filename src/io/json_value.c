@@ -148,12 +148,11 @@ static int exponent_of(const char *text, size_t n)
 }
 
 /* strtod reads the point that the locale has.  So it is given none: all digits as a whole number,
- * and an exponent that makes up for it. */
+ * and an exponent that makes up for it.  NaN and Infinity it reads as that, which is not finite. */
 bool io_json_to_real(const io_json_value *value, double *real)
 {
     bool number = value->kind == IO_JSON_INTEGER || value->kind == IO_JSON_REAL;
-    if (!number || value->length > NUMBER_MAX || !is_digit(value->text[value->length - 1]))
-        return false;
+    if (!number || value->length > NUMBER_MAX) return false;
     char plain[NUMBER_MAX + 32], *out = plain;
     int exponent = 0;
     bool fraction = false;
