@@ -52,16 +52,17 @@ static bool has_vector(const layer_place *place, const char *names)
 const layout *layer_layout(const checkpoint *ck, const family_rules *rules, const char *prefix,
                            int64_t number)
 {
-    const layout *by_router = NULL;
+    const layout *other = NULL; /* has its router, or the down matrices that several have */
     for (int i = 0; i < FAMILY_LAYOUTS && rules->layouts[i]; i++) {
         const layout *l = rules->layouts[i];
         layer_place place = {ck, rules, l, prefix, number};
-        if (layer_has_weights(&place, l->down) || layer_has_weights(&place, l->up) ||
-            layer_has_weights(&place, l->gate_up) || layer_has_weights(&place, l->gate))
+        if (layer_has_weights(&place, l->gate_up ? l->gate_up : l->up) ||
+            layer_has_weights(&place, l->gate))
             return l;
-        if (!by_router && has_vector(&place, l->router)) by_router = l;
+        if (!other && (layer_has_weights(&place, l->down) || has_vector(&place, l->router)))
+            other = l;
     }
-    return by_router;
+    return other;
 }
 
 /* ---- experts --------------------------------------------------------------------------------- */
