@@ -17,10 +17,8 @@
 #include <limits.h>
 #include <pthread.h>
 
-/* "moexpert", and the version of all that experts.h, pack.h and kernel.h say. */
-#define MARK_NAME    0x7472657078656F6Dull
-#define MARK_VERSION 2u
-#define MARK_NOW     (MARK_NAME ^ MARK_VERSION)
+#define MARK_NAME 0x7472657078656F6Dull /* "moexpert" */
+#define MARK_NOW  (MARK_NAME ^ EXPERTS_VERSION)
 
 /* One packing, from its arguments to its end. */
 typedef struct packing {
@@ -34,11 +32,6 @@ typedef struct packing {
     pack_bf12_coding *coding; /* lossless: [E_L][panels], while it is packed */
     moe_experts *experts;
 } packing;
-
-/* Where things are in the block. */
-typedef struct block {
-    size_t uses, mid_k, panel_at, panel_format, base, bytes;
-} block;
 
 /* ---- runs of panels -------------------------------------------------------------------------- */
 
@@ -91,25 +84,31 @@ static bool place(size_t count, size_t unit, size_t alignment, size_t *end, size
            checked_add(*at, bytes, end);
 }
 
-static bool block_of(const packing *p, block *b)
+bool experts_block_of(size_t E_L, size_t panels, bool coded, size_t bytes, experts_block *b)
 {
-    size_t E_L = p->E_L, panels, end = sizeof(moe_experts), bytes = 0;
-    bool coded = p->args->packing == MOE_PACK_LOSSLESS;
+    size_t all, end = sizeof(moe_experts);
     memset(b, 0, sizeof *b);
-    if (!checked_mul(E_L, p->panels, &panels) ||
+    if (!checked_mul(E_L, panels, &all) ||
         !place(1, sizeof(atomic_int), sizeof(atomic_int), &end, &b->uses) ||
         !place(E_L, sizeof(size_t), sizeof(size_t), &end, &b->mid_k))
         return false;
-    if (coded && (!place(panels, sizeof(size_t), sizeof(size_t), &end, &b->panel_at) ||
-                  !place(panels, 1, 1, &end, &b->panel_format)))
-        return false;
-    if (coded) /* of codings at most as large as bf16, which fit */
-        for (size_t n = 0; n < panels; n++) bytes += panel_bytes(p, n);
-    else if (!checked_mul(E_L, p->layout.bytes, &bytes))
+    if (coded && (!place(all, sizeof(size_t), sizeof(size_t), &end, &b->panel_at) ||
+                  !place(all, 1, 1, &end, &b->panel_format)))
         return false;
     if (!place(1, bytes, KERNEL_ALIGN, &end, &b->base)) return false;
     b->bytes = end;
     return b->bytes <= PTRDIFF_MAX;
+}
+
+static bool block_of(const packing *p, experts_block *b)
+{
+    size_t E_L = p->E_L, bytes = 0;
+    bool coded = p->args->packing == MOE_PACK_LOSSLESS;
+    if (coded) /* of codings at most as large as bf16, which fit */
+        for (size_t n = 0; n < E_L * p->panels; n++) bytes += panel_bytes(p, n);
+    else if (!checked_mul(E_L, p->layout.bytes, &bytes))
+        return false;
+    return experts_block_of(E_L, p->panels, coded, bytes, b);
 }
 
 /* ---- passes ---------------------------------------------------------------------------------- */
@@ -195,12 +194,12 @@ static size_t scratch_bytes(const packing *p)
     return p->E_L * p->panels * sizeof(pack_bf12_coding);
 }
 
-static size_t mean_bytes(const packing *p, const block *b, const moe_experts *x)
+static size_t mean_bytes(const moe_experts *x)
 {
-    const pack_layout *l = &p->layout;
-    size_t E_L = p->E_L, sum = 0;
-    if (p->coding != NULL) return (b->bytes - b->base) / E_L;
-    for (size_t e = 0; e < E_L; e++) {
+    const pack_layout *l = &x->layout;
+    size_t sum = 0;
+    if (x->panel_at != NULL) return (x->bytes - (size_t)(x->base - (const uint8_t *)x)) / x->E_L;
+    for (size_t e = 0; e < x->E_L; e++) {
         size_t panels = l->gate_up_panels - pack_gate_up_panels(l, x->mid_k[e]);
         sum += l->bytes - panels * l->gate_up_bytes;
         for (size_t n = 0; n < l->down_panels; n++) {
@@ -209,42 +208,64 @@ static size_t mean_bytes(const packing *p, const block *b, const moe_experts *x)
                    kernel_panel_bytes(l->down, halves, x->mid_k[e]);
         }
     }
-    return sum / E_L;
+    return sum / x->E_L;
 }
 
-/* The handle and its tables, before the panels are there. */
-static void fill_handle(const packing *p, const block *b, const allocator *m, uint8_t *memory)
+moe_experts *experts_begin(const experts_block *b, const allocator *m)
 {
-    moe_experts *x = p->experts;
-    size_t *mid_k = (size_t *)(void *)(memory + b->mid_k);
+    uint8_t *memory = m->allocate(b->bytes, KERNEL_ALIGN, m->user);
+    if (memory == NULL) {
+        error_set(MOE_E_NOMEM, "no memory for %zu bytes of packed experts", b->bytes);
+        return NULL;
+    }
     memset(memory, 0, b->base);
+    moe_experts *x = (moe_experts *)(void *)memory;
     x->bytes = b->bytes;
     x->memory = *m;
     x->uses = (atomic_int *)(void *)(memory + b->uses);
     atomic_init(x->uses, 0);
+    x->mid_k = (size_t *)(void *)(memory + b->mid_k);
+    if (b->panel_at != 0) {
+        x->panel_at = (size_t *)(void *)(memory + b->panel_at);
+        x->panel_format = memory + b->panel_format;
+    }
+    x->base = memory + b->base;
+    return x;
+}
+
+void experts_end(moe_experts *x)
+{
+    x->expert_bytes = mean_bytes(x);
+    x->mark = MARK_NOW;
+}
+
+void experts_free(moe_experts *x)
+{
+    allocator m = x->memory;
+    x->mark = 0;
+    m.release(x, x->bytes, m.user);
+}
+
+/* The handle and its tables, before the panels are there. */
+static void fill_handle(const packing *p, moe_experts *x)
+{
+    const moe_experts_args *a = p->args;
     x->E_L = p->E_L;
     x->axis = p->source.axis;
     x->layout = p->layout;
-    const moe_experts_args *a = p->args;
     x->gate_up =
         a->expert_gate_up_weights == NULL ? a->up.weights.dtype : a->expert_gate_up_weights->dtype;
     x->down =
         a->expert_gate_up_weights == NULL ? a->down.weights.dtype : a->expert_down_weights->dtype;
     x->packing = a->packing;
+    size_t *mid_k = (size_t *)(uintptr_t)x->mid_k, *at = (size_t *)(uintptr_t)x->panel_at, end = 0;
+    uint8_t *format = (uint8_t *)(uintptr_t)x->panel_format;
     for (size_t e = 0; e < x->E_L; e++) mid_k[e] = pack_mid_k(&p->source, &p->layout, e);
-    x->mid_k = mid_k;
-    x->base = memory + b->base;
-    x->expert_bytes = mean_bytes(p, b, x);
-    if (p->coding == NULL) return;
-    size_t *at = (size_t *)(void *)(memory + b->panel_at), end = 0;
-    uint8_t *format = memory + b->panel_format;
-    for (size_t n = 0; n < x->E_L * p->panels; n++) {
+    for (size_t n = 0; at != NULL && n < x->E_L * p->panels; n++) {
         at[n] = end;
         format[n] = (uint8_t)p->coding[n].format;
         end += panel_bytes(p, n);
     }
-    x->panel_at = at;
-    x->panel_format = format;
 }
 
 /* Asks for the next `count` experts from p->first on, of which p->source then is. */
@@ -279,7 +300,7 @@ static moe_status pass(packing *p, const context_call *call, void (*share)(void 
 static moe_status work(moe_context *context, packing *p, const context_call *call, size_t *bytes,
                        moe_experts **experts)
 {
-    block b;
+    experts_block b;
     moe_status s = MOE_OK;
     bool coded = p->args->packing == MOE_PACK_LOSSLESS;
     p->shares = call->team == NULL ? 1 : (size_t)threads_count(call->team);
@@ -293,18 +314,15 @@ static moe_status work(moe_context *context, packing *p, const context_call *cal
                          "E_L = %zu: the packed experts' bytes do not fit in size_t", p->E_L);
     *bytes = b.bytes;
     if (experts == NULL) return MOE_OK;
-    const allocator *m = context_memory(context);
-    uint8_t *memory = m->allocate(b.bytes, KERNEL_ALIGN, m->user);
-    if (memory == NULL)
-        return error_set(MOE_E_NOMEM, "no memory for %zu bytes of packed experts", b.bytes);
-    p->experts = (moe_experts *)(void *)memory;
-    fill_handle(p, &b, m, memory);
+    p->experts = experts_begin(&b, context_memory(context));
+    if (p->experts == NULL) return MOE_E_NOMEM;
+    fill_handle(p, p->experts);
     s = pass(p, call, coded ? code_share : pack_share);
     if (s != MOE_OK) {
-        m->release(memory, b.bytes, m->user);
+        experts_free(p->experts);
         return s;
     }
-    p->experts->mark = MARK_NOW;
+    experts_end(p->experts);
     *experts = p->experts;
     return MOE_OK;
 }
@@ -334,7 +352,7 @@ moe_status moe_experts_bytes(moe_context *context, const moe_experts_args *args,
     moe_status s = prepare(args, false, &p);
     if (s != MOE_OK) return s;
     if (args->packing == MOE_PACK_LOSSLESS) return with_context(context, &p, bytes, NULL);
-    block b;
+    experts_block b;
     if (!block_of(&p, &b))
         return error_set(MOE_E_OVERFLOW,
                          "E_L = %zu: the packed experts' bytes do not fit in size_t", p.E_L);
@@ -363,7 +381,7 @@ moe_status experts_check(const moe_experts *x)
     if ((mark ^ MARK_NAME) < 1u << 16)
         return error_set(MOE_E_ABI,
                          "experts: packed in layout %u: this library (version %s) reads %u",
-                         (unsigned)(mark ^ MARK_NAME), moe_version(), MARK_VERSION);
+                         (unsigned)(mark ^ MARK_NAME), moe_version(), EXPERTS_VERSION);
     return error_set(MOE_E_ABI, "experts = %p: not of moe_experts_create", (const void *)x);
 }
 
@@ -387,8 +405,7 @@ moe_status moe_experts_destroy(moe_experts *experts)
     if (s != MOE_OK) return s;
     if (!atomic_compare_exchange_strong(experts->uses, &uses, INT_MIN))
         return error_set(MOE_E_BUSY, "experts: %d calls are using them", uses);
-    experts->mark = 0;
-    experts->memory.release(experts, experts->bytes, experts->memory.user);
+    experts_free(experts);
     return MOE_OK;
 }
 

@@ -3,6 +3,7 @@
 #ifndef MOE_EXPERTS_H
 #define MOE_EXPERTS_H
 
+#include "experts_version.h"
 #include "memory.h"
 #include "pack.h"
 
@@ -27,6 +28,25 @@ struct moe_experts {
     const uint8_t *panel_format;
     const uint8_t *base;
 };
+
+/* ---- making one ------------------------------------------------------------------------------ */
+
+/* Where things are in the block of memory that a handle and all of its own are. */
+typedef struct experts_block {
+    size_t uses, mid_k, panel_at, panel_format, base, bytes;
+} experts_block;
+
+/* The block of E_L experts of `panels` panels each, in `bytes` together; coded: each panel of a
+ * length of its own.  False if it does not fit. */
+bool experts_block_of(size_t E_L, size_t panels, bool coded, size_t bytes, experts_block *b);
+
+/* A block in memory of m's, its tables zero, or NULL, and then the error says it.  What it holds is
+ * written by who makes it: layout and kinds, tables, panels.  experts_end makes it a handle. */
+moe_experts *experts_begin(const experts_block *b, const allocator *m);
+void experts_end(moe_experts *x);
+void experts_free(moe_experts *x);
+
+/* ---- using one ------------------------------------------------------------------------------- */
 
 /* Whether x is a handle of this library's layout; else the error says what it is. */
 moe_status experts_check(const moe_experts *x);

@@ -63,13 +63,21 @@ INLINE size_t unit_lines(kernel_format f)
 
 typedef struct unit {
     const uint8_t *at;
-    line a, b, c;
+    line a, b, c, d;
 } unit;
 
-INLINE unit unit_load(const uint8_t *at, size_t stride, kernel_format f)
+INLINE unit unit_load(const uint8_t *at, size_t stride, kernel_format f, kernel_operand o)
 {
     unit u;
     u.at = at;
+#ifdef VEC_BF16
+    if (kernel_formats[f].element == ELEMENT_INT8 && o == OPERAND_BF16) {
+        l_int8_bf16(l_load(at), &u.a, &u.b);
+        l_int8_bf16(l_load(at + stride), &u.c, &u.d);
+        return u;
+    }
+#endif
+    (void)o;
     switch (kernel_formats[f].element) {
     case ELEMENT_F32:
     case ELEMENT_F16: break;
@@ -91,6 +99,11 @@ INLINE line unit_pair(const unit *u, size_t j, kernel_format f, const l_table *t
     case FORMAT_MXFP4: return l_e2m1(u->a, (int)j);
     case FORMAT_BF12: return l_bf12(u->a, j < 2 ? u->b : u->c, (int)j, table);
     case FORMAT_INT4_F16_32: return l_nibble(u->a, (int)j, table);
+#ifdef VEC_BF16
+    case FORMAT_Q8_0:
+        return j % 2 == 0 ? l_int8_pair(u->a, u->b, (int)j / 2)
+                          : l_int8_pair(u->c, u->d, (int)j / 2);
+#endif
     default: return l_e4m3_pair(u->a, u->b, (int)j);
     }
 }
@@ -130,9 +143,9 @@ typedef vec accs[2][2][KERNEL_WIDTH]; /* [block][half][token] */
 INLINE shape shape_of(size_t width, kernel_format f, kernel_operand o)
 {
     const size_t halves = 2 * width <= VEC_SUMS ? 2 : 1;
-    const size_t room = kernel_formats[f].element == ELEMENT_E4M3FN ? VEC_SUMS / 3
-                        : o == OPERAND_INT8                         ? VEC_SUMS * 2 / 3
-                                                                    : VEC_SUMS;
+    const int wide = kernel_formats[f].element == ELEMENT_E4M3FN ||
+                     (kernel_formats[f].element == ELEMENT_INT8 && o == OPERAND_BF16);
+    const size_t room = wide ? VEC_SUMS / 3 : o == OPERAND_INT8 ? VEC_SUMS * 2 / 3 : VEC_SUMS;
     const int both = kernel_is_scaled(f) && width > 2 && 2 * halves * width <= room;
     return (shape){width, halves, both ? 2 : 1};
 }
@@ -205,7 +218,7 @@ INLINE void dot_unit(const uint8_t *at, const span *s, size_t pairs, const uint8
     UNROLL
     for (size_t b = 0; b < n.blocks; b++) UNROLL
     for (size_t m = 0; m < n.halves; m++)
-        u[b][m] = unit_load(at + b * s->block + m * s->second, s->stride, f);
+        u[b][m] = unit_load(at + b * s->block + m * s->second, s->stride, f, o);
     UNROLL
     for (size_t j = 0; j < unit_pairs(f); j++) {
         if (j >= pairs) break;
@@ -266,7 +279,8 @@ static void bf12_patch(const uint8_t *at, const span *s, size_t terms,
 {
     for (size_t j = 0; j < terms / 2; j++)
         for (size_t m = 0; m < 2; m++) {
-            unit u = unit_load(at + j / 4 * 3 * s->stride + m * s->second, s->stride, FORMAT_BF12);
+            unit u = unit_load(at + j / 4 * 3 * s->stride + m * s->second, s->stride, FORMAT_BF12,
+                               OPERAND_F32);
             line pair = j % 4 == 0   ? unit_pair(&u, 0, FORMAT_BF12, table)
                         : j % 4 == 1 ? unit_pair(&u, 1, FORMAT_BF12, table)
                         : j % 4 == 2 ? unit_pair(&u, 2, FORMAT_BF12, table)

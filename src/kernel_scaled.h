@@ -414,7 +414,8 @@ INLINE void scaled_tile(const span *s, size_t m, const uint8_t *tile, size_t wid
     const l_bytes bytes = l_bytes_table(nibble_bytes[nibble]);
     const int8_code code = {&bytes, is_int8(f) ? VEC_INT8_ZERO : nibble_zero[nibble],
                             !is_int8(f) && nibble == 0 ? 0.5f : 1.0f};
-    const float *sums = (const float *)(const void *)tile + s->panel->k * width;
+    const float *sums =
+        (const float *)(const void *)tile + s->panel->k / 2 * pair_bytes(width, o) / 4;
     const uint8_t *at = s->lines;
     chunk_scales c;
     for (size_t k = s->first; k < s->end;) {

@@ -80,13 +80,17 @@ static size_t padded_k(kernel_format f, size_t k)
 
 bool pack_layout_of(const pack_source *s, pack_layout *l)
 {
-    const axis *a = &s->axis;
-    if (a->H > LARGEST_K || a->I > LARGEST_K) return false;
     memset(l, 0, sizeof *l);
     l->gate_up = s->gate_up;
     l->down = s->down;
     l->ungated = s->ungated;
     say_rows(s, l);
+    return pack_layout_sizes(&s->axis, l);
+}
+
+bool pack_layout_sizes(const axis *a, pack_layout *l)
+{
+    if (a->H > LARGEST_K || a->I > LARGEST_K) return false;
     l->H = a->H;
     l->hidden_k = padded_k(l->gate_up, a->H);
     l->mid_k = a->strided ? a->tiles_i * a->lanes_p * 4 : padded_k(l->down, a->I);
@@ -114,15 +118,23 @@ static bool all_zero(const moe_tensor *w, size_t base, size_t n)
     return any == 0;
 }
 
+size_t pack_least_mid_k(const axis *a, const pack_layout *l)
+{
+    size_t k = l->mid_k, last = a->tiles_i - 1;
+    if (!a->strided) return k;
+    for (size_t width = axis_tile_width(a, last); k > 0; k -= KERNEL_BLOCK) {
+        axis_place p = axis_place_of(k - KERNEL_BLOCK, a->lanes_p);
+        if (p.tile != last || p.partition < width) break;
+    }
+    return k;
+}
+
 size_t pack_mid_k(const pack_source *s, const pack_layout *l, size_t e)
 {
     const axis *a = &s->axis;
     size_t k = l->mid_k;
-    if (!a->strided) return k;
-    size_t width = axis_tile_width(a, a->tiles_i - 1);
-    for (; k > 0; k -= KERNEL_BLOCK) {
+    for (size_t least = pack_least_mid_k(a, l); k > least; k -= KERNEL_BLOCK) {
         axis_place p = axis_place_of(k - KERNEL_BLOCK, a->lanes_p);
-        if (p.tile != a->tiles_i - 1 || p.partition < width) return k;
         for (size_t partition = p.partition; partition < p.partition + 8; partition++)
             if (!all_zero(s->words[1], ((e * a->lanes_p + partition) * a->tiles_i + p.tile) * a->H,
                           a->H))
@@ -374,11 +386,11 @@ kernel_panel pack_down_panel(const pack_layout *l, const uint8_t *expert, size_t
     return p;
 }
 
-uint32_t pack_pad_rows(const axis *a, size_t panel)
+uint32_t pack_pad_rows(const axis *a, size_t first, size_t rows)
 {
     uint32_t pads = 0;
-    for (size_t r = 0; r < KERNEL_ROWS; r++) {
-        size_t row = panel * KERNEL_ROWS + r;
+    for (size_t r = 0; r < rows; r++) {
+        size_t row = first + r;
         if (a->strided ? axis_i(a, axis_place_of(row, a->lanes_p)) == AXIS_PAD : row >= a->I)
             pads |= 1u << r;
     }

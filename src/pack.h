@@ -40,6 +40,9 @@ typedef struct pack_layout {
 /* False if a size does not fit. */
 bool pack_layout_of(const pack_source *s, pack_layout *l);
 
+/* The sizes of *l from its formats, whether there is a gate, and what rows there are. */
+bool pack_layout_sizes(const axis *a, pack_layout *l);
+
 /* Panels that make mid_k rows of the intermediate. */
 size_t pack_gate_up_panels(const pack_layout *l, size_t mid_k);
 
@@ -51,6 +54,9 @@ size_t pack_run_length(const pack_layout *l, bool down, size_t first, size_t cou
 /* k of expert e's down product and rows of its intermediate: trailing lane blocks of pads with
  * zero down weights are left out. */
 size_t pack_mid_k(const pack_source *s, const pack_layout *l, size_t e);
+
+/* What that is if all of them are. */
+size_t pack_least_mid_k(const axis *a, const pack_layout *l);
 
 /* Fill the panels [first, first + count) of expert e; expert: its memory, l->bytes at
  * KERNEL_ALIGN.  Neighbouring panels may share lines of the source, which are then read once:
@@ -69,7 +75,7 @@ kernel_panel pack_gate_up_panel(const pack_layout *l, const uint8_t *expert, siz
 kernel_panel pack_down_panel(const pack_layout *l, const uint8_t *expert, size_t panel,
                              size_t mid_k);
 
-/* Bit r: row r of gate_up panel number `panel` is a pad lane, or past I. */
-uint32_t pack_pad_rows(const axis *a, size_t panel);
+/* Bit r < rows (at most 32): row first + r of the intermediate is a pad lane, or past I. */
+uint32_t pack_pad_rows(const axis *a, size_t first, size_t rows);
 
 #endif

@@ -295,3 +295,36 @@ void pack_bf12_write(const pack_bf12_run *run, const pack_bf12_coding *c, uint8_
             else
                 memcpy(stream[n] + r.at / 2 * stride, r.chunk[n].line, r.lines * stride);
 }
+
+/* ---- panels of foreign origin ---------------------------------------------------------------- */
+
+/* The escapes of one chunk: their places ascend, inside the panel. */
+static bool are_sound(const uint8_t *list, size_t count, size_t halves, size_t terms)
+{
+    kernel_bf12_escape e;
+    for (size_t i = 0, least = 0; i < count; i++, least = e.place + 1u) {
+        memcpy(&e, list + i * sizeof e, sizeof e);
+        size_t term = e.place / KERNEL_ROWS;
+        if (e.place < least || term / KERNEL_BLOCK >= halves || term % KERNEL_BLOCK >= terms)
+            return false;
+    }
+    return true;
+}
+
+size_t pack_bf12_sound(const uint8_t *stream, size_t bytes, size_t halves, size_t k)
+{
+    kernel_bf12_head head;
+    size_t chunks = size_pieces(k, KERNEL_BLOCK), escapes = 0;
+    if (k > MOST_K || bytes < escapes_at(k)) return 0;
+    memcpy(&head, stream, sizeof head);
+    const uint8_t *counts = stream + sizeof head;
+    for (size_t n = 0; n < chunks; n++) escapes += counts[n];
+    size_t lines = lines_at(k, escapes), all = lines + kernel_panel_bytes(FORMAT_BF12, halves, k);
+    if (head.escapes_at != escapes_at(k) || head.lines_at != lines || all > bytes) return 0;
+    const uint8_t *list = stream + head.escapes_at;
+    for (size_t n = 0; n < chunks; list += counts[n++] * sizeof(kernel_bf12_escape)) {
+        size_t left = k - n * KERNEL_BLOCK;
+        if (!are_sound(list, counts[n], halves, size_smaller(left, KERNEL_BLOCK))) return 0;
+    }
+    return all;
+}

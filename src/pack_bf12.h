@@ -30,4 +30,8 @@ void pack_bf12_choose(const pack_bf12_run *run, pack_bf12_coding *c);
 /* Writes them. */
 void pack_bf12_write(const pack_bf12_run *run, const pack_bf12_coding *c, uint8_t *const *stream);
 
+/* Bytes of the stream of a coded panel of foreign origin, of which `bytes` are there; 0 if a kernel
+ * could read outside it. */
+size_t pack_bf12_sound(const uint8_t *stream, size_t bytes, size_t halves, size_t k);
+
 #endif

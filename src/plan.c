@@ -25,7 +25,7 @@ static bool reserve(plan_scratch *s, size_t count, size_t unit, size_t *offset)
 
 static size_t row_bytes(kernel_operand o, size_t k)
 {
-    size_t bytes = quantize_words(o, k) * sizeof(uint32_t);
+    size_t bytes = kernel_operand_words(o, k) * sizeof(uint32_t);
     return (bytes + KERNEL_ALIGN - 1) / KERNEL_ALIGN * KERNEL_ALIGN;
 }
 

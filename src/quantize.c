@@ -19,11 +19,12 @@ static bool rounds_mid(const problem *p)
 
 /* Operands of weights f.  bf16 ones lose nothing if `exact` says that every value is a bf16, and need
  * a kernel that takes them. */
-static kernel_operand operand(const problem *p, kernel_format f, bool exact, bool kernel)
+static kernel_operand operand(const problem *p, kernel_format f, bool exact, bool bf16,
+                              bool bf16_sums)
 {
     if (p->act == MOE_ACT_INT8) return OPERAND_INT8;
-    if (kernel_formats[f].minima) return OPERAND_SUMS;
-    return exact && kernel ? OPERAND_BF16 : OPERAND_F32;
+    if (kernel_formats[f].minima) return exact && bf16_sums ? OPERAND_BF16_SUMS : OPERAND_SUMS;
+    return exact && bf16 ? OPERAND_BF16 : OPERAND_F32;
 }
 
 quantize_kind quantize_hidden_kind(const problem *p, const kernel_table *kernels)
@@ -32,8 +33,10 @@ quantize_kind quantize_hidden_kind(const problem *p, const kernel_table *kernels
     kernel_rounding r = p->act == MOE_ACT_INT8                        ? ROUND_INT8
                         : p->act == MOE_ACT_MXFP8 && !p->prequantised ? ROUND_MXFP8
                                                                       : ROUND_NONE;
-    bool kernel = kernels->gate_up[p->gate_up][OPERAND_BF16] != NULL;
-    return (quantize_kind){operand(p, p->gate_up, exact, kernel), r};
+    kernel_gate_up_fn *const *slot = kernels->gate_up[p->gate_up];
+    return (quantize_kind){
+        operand(p, p->gate_up, exact, slot[OPERAND_BF16] != NULL, slot[OPERAND_BF16_SUMS] != NULL),
+        r};
 }
 
 quantize_kind quantize_mid_kind(const problem *p, const kernel_table *kernels)
@@ -43,15 +46,9 @@ quantize_kind quantize_mid_kind(const problem *p, const kernel_table *kernels)
                         : p->act == MOE_ACT_MXFP8 ? ROUND_MXFP8
                         : rounds_mid(p)           ? ROUND_BF16
                                                   : ROUND_NONE;
-    bool kernel = kernels->down[p->down][OPERAND_BF16] != NULL;
-    return (quantize_kind){operand(p, p->down, exact, kernel), r};
-}
-
-size_t quantize_words(kernel_operand o, size_t k)
-{
-    if (o == OPERAND_INT8) return k / 4 + k / KERNEL_BLOCK * 3;
-    if (o == OPERAND_SUMS) return k + k / KERNEL_BLOCK;
-    return o == OPERAND_BF16 ? k / 2 : k;
+    kernel_down_fn *const *slot = kernels->down[p->down];
+    return (quantize_kind){
+        operand(p, p->down, exact, slot[OPERAND_BF16] != NULL, slot[OPERAND_BF16_SUMS] != NULL), r};
 }
 
 void quantize_tile(const uint32_t *const *rows, size_t width, size_t words, uint32_t *tile)

@@ -15,9 +15,6 @@ typedef struct quantize_kind {
 quantize_kind quantize_hidden_kind(const problem *p, const kernel_table *kernels);
 quantize_kind quantize_mid_kind(const problem *p, const kernel_table *kernels);
 
-/* Words of an operand row of k terms. */
-size_t quantize_words(kernel_operand o, size_t k);
-
 /* row: the operand row of token t, k (even) terms. */
 void quantize_hidden(const problem *p, const kernel_table *kernels, quantize_kind kind, size_t t,
                      size_t k, uint32_t *row);

@@ -106,17 +106,18 @@ static inline void quantize_put(const float *v, size_t terms, size_t block, size
                                 kernel_operand o, uint32_t *row, size_t width)
 {
     uint32_t word[KERNEL_BLOCK];
-    size_t words = o == OPERAND_BF16 ? terms / 2 : terms;
-    if (o == OPERAND_BF16)
+    const bool bf16 = o == OPERAND_BF16 || o == OPERAND_BF16_SUMS;
+    const size_t words = bf16 ? terms / 2 : terms, all = bf16 ? k / 2 : k;
+    if (bf16)
         for (size_t i = 0; i < KERNEL_BLOCK / 2; i++)
             word[i] = num_bits(v[2 * i]) >> 16 | (num_bits(v[2 * i + 1]) & 0xFFFF0000u);
     else
         memcpy(word, v, sizeof word);
-    uint32_t *to = row + block * (o == OPERAND_BF16 ? KERNEL_BLOCK / 2 : KERNEL_BLOCK) * width;
+    uint32_t *to = row + block * (bf16 ? KERNEL_BLOCK / 2 : KERNEL_BLOCK) * width;
     for (size_t i = 0; i < words; i++) to[i * width] = word[i];
-    if (o != OPERAND_SUMS) return;
+    if (o != OPERAND_SUMS && o != OPERAND_BF16_SUMS) return;
     float sum = quantize_sum(v);
-    memcpy(row + (k + block) * width, &sum, sizeof sum);
+    memcpy(row + (all + block) * width, &sum, sizeof sum);
 }
 
 /* The kernel_quantize_fn of every table. */

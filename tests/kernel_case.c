@@ -301,7 +301,8 @@ static uint32_t drawn_value(const kernel_case *c, size_t t, size_t k)
         default: break;
         }
     uint32_t bits = sign | exponent << 23 | mantissa;
-    return c->operand == OPERAND_BF16 ? bits & 0xFFFF0000 : bits;
+    const bool bf16 = c->operand == OPERAND_BF16 || c->operand == OPERAND_BF16_SUMS;
+    return bf16 && k < c->k ? bits & 0xFFFF0000 : bits;
 }
 
 static void fill_int8(const kernel_case *c, size_t t, uint32_t *row)
@@ -333,11 +334,12 @@ static void make_operands(kernel_case *c)
 {
     static uint32_t row[KERNEL_TOKENS * CASE_MAX_K], scalar_row[KERNEL_TOKENS * CASE_MAX_K];
     c->row = row;
-    c->scalar_row = c->operand == OPERAND_BF16 ? scalar_row : row;
-    c->scalar_words = c->operand == OPERAND_INT8   ? c->k / 4 + c->k / 32 * 3
-                      : c->operand == OPERAND_SUMS ? c->k + c->k / 32
-                                                   : c->k;
-    c->words = c->operand == OPERAND_BF16 ? c->k / 2 : c->scalar_words;
+    const bool bf16 = c->operand == OPERAND_BF16 || c->operand == OPERAND_BF16_SUMS;
+    c->scalar_row = bf16 ? scalar_row : row;
+    c->scalar_words = c->operand == OPERAND_INT8 ? c->k / 4 + c->k / 32 * 3 : c->k;
+    if (c->operand == OPERAND_SUMS || c->operand == OPERAND_BF16_SUMS)
+        c->scalar_words = c->k + c->k / 32;
+    c->words = bf16 ? c->scalar_words - c->k / 2 : c->scalar_words;
     memset(row, 0, c->tokens * c->words * sizeof *row);
     for (size_t t = 0; t < c->tokens; t++) {
         if (c->operand == OPERAND_INT8) {
@@ -347,7 +349,8 @@ static void make_operands(kernel_case *c)
         for (size_t k = 0; k < c->scalar_words; k++) { /* sums: any values */
             uint32_t v = drawn_value(c, t, k);
             c->scalar_row[t * c->scalar_words + k] = v;
-            if (c->operand == OPERAND_BF16) row[t * c->words + k / 2] |= v >> 16 << k % 2 * 16;
+            if (bf16 && k < c->k) row[t * c->words + k / 2] |= v >> 16 << k % 2 * 16;
+            if (bf16 && k >= c->k) row[t * c->words + k - c->k / 2] = v;
         }
     }
 }
@@ -416,6 +419,6 @@ const char *case_format_name(kernel_format f)
 
 const char *case_operand_name(kernel_operand o)
 {
-    static const char *const names[] = {"f32", "bf16", "int8", "sums"};
+    static const char *const names[] = {"f32", "bf16", "int8", "sums", "bf16_sums"};
     return names[o];
 }

@@ -27,8 +27,7 @@
 #define DEEP_32                                                                                    \
     FOUR("{\"a\":")                                                                                \
     FOUR("{\"a\":")                                                                                \
-    FOUR("{\"a\":") FOUR("{\"a\":") FOUR("{\"a\":") FOUR("{\"a\":") FOUR("{\"a\":")                \
-        FOUR("{\"a\":")
+    FOUR("{\"a\":") FOUR("{\"a\":") FOUR("{\"a\":") FOUR("{\"a\":") FOUR("{\"a\":") FOUR("{\"a\":")
 #define CLOSE_32 FOUR("}") FOUR("}") FOUR("}") FOUR("}") FOUR("}") FOUR("}") FOUR("}") FOUR("}")
 
 typedef struct rule_case {
@@ -102,6 +101,7 @@ static const rule_case rule_cases[] = {
     {"{\"a\xFF\":1}", "a string is not valid UTF-8"},
     {"{\"a\":1,\"a\":1}", "\"a\": the key occurs twice at byte 8"},
     {"{\"a\":1,\"b\":2,\"\\u0061\":{}}", "\"a\": the key occurs twice at byte 14"},
+    {"{\"\":{\"\":{\"\":{\"", "the text ends inside a string at byte 14"},
     {"{\"b\":{\"a\":1,\"a\":1}}", "\"a\": the key occurs twice"},
     {"{\"b\":[{\"a\":1,\"a\":1}]}", "\"a\": the key occurs twice"},
     {"{\"\":1,\"\":2}", "\"\": the key occurs twice"},

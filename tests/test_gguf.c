@@ -386,6 +386,24 @@ static void texts_booleans_and_arrays(void **state)
     closed(file, bytes);
 }
 
+/* Longer than other texts may be: there, and not kept. */
+static void texts_of_a_tokenizer(void **state)
+{
+    (void)state;
+    file_bytes bytes;
+    gg_file *file = opened("M0,3 Ktokenizer.model=8 Sgpt2 Ktokenizer.edge=8 X65536 "
+                           "Ktokenizer.json=8 X65537",
+                           &bytes);
+    const char *text = NULL;
+    assert_true(gg_string(file, "tokenizer.model", &text));
+    assert_string_equal(text, "gpt2");
+    assert_true(gg_string(file, "tokenizer.edge", &text));
+    assert_int_equal(strlen(text), 65536);
+    assert_true(gg_has(file, "tokenizer.json"));
+    assert_false(gg_string(file, "tokenizer.json", &text));
+    closed(file, bytes);
+}
+
 static void tensors(void **state)
 {
     (void)state;
@@ -521,6 +539,7 @@ int main(void)
         cmocka_unit_test(every_rule),
         cmocka_unit_test(numbers),
         cmocka_unit_test(texts_booleans_and_arrays),
+        cmocka_unit_test(texts_of_a_tokenizer),
         cmocka_unit_test(tensors),
         cmocka_unit_test(types),
         cmocka_unit_test(every_truncation_is_refused),

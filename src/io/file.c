@@ -17,14 +17,16 @@
 _Static_assert(sizeof(size_t) == 8 && sizeof(off_t) == 8, "file offsets fit in size_t");
 
 /* O_NONBLOCK: a FIFO without a writer must be refused, not waited for. */
-static io_status open_regular(io_file *f, io_error *error)
+static io_status open_regular(io_file *f, int flags, io_error *error)
 {
     struct stat about;
-    f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+    f->fd = open(f->path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY | flags);
     if (f->fd < 0 || fstat(f->fd, &about) != 0)
         return io_fail_errno(error, IO_E_OPEN, f->path, "cannot be opened", errno);
     if (!S_ISREG(about.st_mode)) return io_fail(error, IO_E_OPEN, f->path, "is no regular file");
     f->size = (size_t)about.st_size;
+    f->seconds = about.st_mtim.tv_sec;
+    f->nanoseconds = (int32_t)about.st_mtim.tv_nsec;
     return IO_OK;
 }
 
@@ -37,13 +39,23 @@ static io_status name(io_file *f, const char *path, io_error *error)
     return IO_OK;
 }
 
-io_status io_file_open(io_file *f, const char *path, io_error *error)
+static io_status open_file(io_file *f, const char *path, int flags, io_error *error)
 {
     io_status status = name(f, path, error);
     if (status != IO_OK) return status;
-    status = open_regular(f, error);
+    status = open_regular(f, flags, error);
     if (status != IO_OK) io_file_close(f);
     return status;
+}
+
+io_status io_file_open(io_file *f, const char *path, io_error *error)
+{
+    return open_file(f, path, 0, error);
+}
+
+io_status io_file_open_own(io_file *f, const char *path, io_error *error)
+{
+    return open_file(f, path, O_NOFOLLOW, error);
 }
 
 io_status io_file_memory(io_file *f, const void *data, size_t size, io_error *error)

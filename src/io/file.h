@@ -11,12 +11,17 @@ typedef struct io_file {
     char *path;                  /* for messages; "(memory)" */
     int fd;                      /* -1: the file is in memory */
     const unsigned char *memory; /* its bytes then */
-    size_t size;                 /* when it was opened */
+    size_t size;                 /* when it was opened, as ... */
+    int64_t seconds;             /* ... the time of its last change, */
+    int32_t nanoseconds;         /* which a file in memory does not have */
 } io_file;
 
 /* A regular file; a directory, a device or a pipe is refused (IO_E_OPEN) and not waited for.  On
  * failure there is nothing to close. */
 io_status io_file_open(io_file *f, const char *path, io_error *error);
+
+/* The same, and a symbolic link is refused too: for files that this library wrote. */
+io_status io_file_open_own(io_file *f, const char *path, io_error *error);
 
 /* The bytes must outlive f. */
 io_status io_file_memory(io_file *f, const void *data, size_t size, io_error *error);

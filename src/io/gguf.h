@@ -70,6 +70,9 @@ io_status gg_read(const gg_file *file, const gg_tensor *t, size_t from, size_t n
 /* Tells the system that these bytes are going to be read soon. */
 void gg_will_need(const gg_file *file, const gg_tensor *t, size_t from, size_t n);
 
+/* File number `part` of a split itself, and how many bytes its data section comes after. */
+const struct io_file *gg_source(const gg_file *file, size_t part, size_t *header_bytes);
+
 const char *gg_type_name(uint32_t type); /* "Q4_K"; NULL for a number that ggml does not have */
 /* k and bytes of a block; 0 and 0 for a number that ggml does not have (any more). */
 void gg_type_block(uint32_t type, size_t *k, size_t *bytes);

@@ -1,17 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* load.c - layers in memory: loaded, described, handed to moe_block.  A failed load leaves nothing. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/cache.h"
 #include "io/load_read.h"
+#include "io/loaded.h"
 #include "io/model.h"
 #include "io/model_error.h"
-
-struct moe_layer {
-    moe_layer_info info;
-    moe_experts *experts, *shared;
-    moe_array router, router_bias, selection_bias, shared_gate; /* data: the layer's own */
-};
 
 /* ---- loading --------------------------------------------------------------------------------- */
 
@@ -41,7 +38,10 @@ static moe_status fill(moe_layer *layer, const layer_place *place, const layer_p
     if (lossless) progress.all += plan->experts.file_bytes;
     if (shared_packing == MOE_PACK_LOSSLESS) progress.all += plan->shared.file_bytes;
     layer->info = plan->info;
-    moe_status s = load_check_shapes(place, &plan->experts);
+    layer->layers = place->rules->layers;
+    snprintf(layer->family, sizeof layer->family, "%s", place->rules->family);
+    moe_status s = origin_of(plan, false, &layer->origin);
+    if (s == MOE_OK) s = load_check_shapes(place, &plan->experts);
     if (s == MOE_OK) s = load_check_shapes(place, &plan->shared);
     if (s == MOE_OK)
         s = load_experts(&plan->experts, context, options->packing, &progress, &layer->experts);
@@ -86,6 +86,7 @@ moe_status moe_model_load(const moe_model *model, int64_t layer, moe_context *co
     if (options->packing != MOE_PACK_PLAIN && options->packing != MOE_PACK_LOSSLESS)
         return model_argument(MOE_E_BAD_ENUM, "packing = %d: must be 0 or 1",
                               (int)options->packing);
+    if (model->cache) return cache_load(model->cache, layer, context, options, loaded);
     for (int64_t i = 0; i < model->count; i++) {
         if (model->layers[i].number != layer) continue;
         layer_place place = model_place(model, i);
@@ -108,11 +109,25 @@ moe_status moe_layer_free(moe_layer *layer)
         s = moe_experts_destroy(layer->shared);
     }
     if (s != MOE_OK) return model_argument(s, "%s", moe_last_error());
-    moe_array *const arrays[] = {&layer->router, &layer->router_bias, &layer->selection_bias,
-                                 &layer->shared_gate};
-    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) free((void *)arrays[i]->data);
+    loaded_forget(layer);
     free(layer);
     return MOE_OK;
+}
+
+void loaded_drop_arrays(moe_layer *layer)
+{
+    moe_array *const arrays[] = {&layer->router, &layer->router_bias, &layer->selection_bias,
+                                 &layer->shared_gate};
+    for (size_t i = 0; i < sizeof arrays / sizeof arrays[0]; i++) {
+        free((void *)arrays[i]->data);
+        arrays[i]->data = NULL;
+    }
+}
+
+void loaded_forget(moe_layer *layer)
+{
+    loaded_drop_arrays(layer);
+    origin_free(&layer->origin);
 }
 
 /* ---- what is loaded -------------------------------------------------------------------------- */

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/cache.h"
 #include "io/checkpoint_files.h"
 #include "io/model_error.h"
 
@@ -87,7 +88,9 @@ static moe_status list_layers(moe_model *m)
 
 static moe_status open_model(moe_model *m, const char *path, const char *config)
 {
-    moe_status s = ck_open(path, &m->ck);
+    moe_status s = cache_open(path, &m->cache);
+    if (s != MOE_OK || m->cache) return s;
+    s = ck_open(path, &m->ck);
     if (s != MOE_OK) return s;
     s = ck_gguf(m->ck) ? family_of_gguf(ck_gguf(m->ck), path, &m->rules) : read_config(m, config);
     return s == MOE_OK ? list_layers(m) : s;
@@ -114,6 +117,7 @@ moe_status moe_model_open(const char *path, const moe_model_options *options, mo
 void moe_model_close(moe_model *model)
 {
     if (!model) return;
+    cache_close(model->cache);
     ck_close(model->ck);
     free(model->layers);
     free(model);
@@ -127,6 +131,10 @@ moe_status moe_model_describe(const moe_model *model, moe_model_info *info)
     if (info == NULL) return model_argument(MOE_E_NULL_ARG, "info = NULL: required");
     moe_status s = model_struct_size(info, sizeof *info, "moe_model_info");
     if (s != MOE_OK) return s;
+    if (model->cache) {
+        cache_describe(model->cache, info);
+        return MOE_OK;
+    }
     info->family = model->rules.family;
     info->container = ck_gguf(model->ck) ? "gguf" : "safetensors";
     info->layers = model->rules.layers;
@@ -146,9 +154,14 @@ moe_status moe_model_layer(const moe_model *model, int64_t i, moe_layer_info *in
     if (info == NULL) return model_argument(MOE_E_NULL_ARG, "info = NULL: required");
     moe_status s = model_struct_size(info, sizeof *info, "moe_layer_info");
     if (s != MOE_OK) return s;
-    if (i < 0 || i >= model->count)
+    int64_t count = model->cache ? cache_count(model->cache) : model->count;
+    if (i < 0 || i >= count)
         return model_argument(MOE_E_VALUE, "i = %lld: must be in [0, %lld)", (long long)i,
-                              (long long)model->count);
+                              (long long)count);
+    if (model->cache) {
+        cache_layer(model->cache, i, info);
+        return MOE_OK;
+    }
     layer_place place = model_place(model, i);
     layer_plan plan;
     s = layer_resolve(&place, &plan);

@@ -11,6 +11,7 @@ typedef struct model_layer {
 } model_layer;
 
 struct moe_model {
+    struct cache *cache; /* packed layers, and nothing else; or NULL */
     checkpoint *ck;
     family_rules rules;
     const char *prefix;

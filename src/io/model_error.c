@@ -43,6 +43,7 @@ moe_status model_reader(const io_error *error)
         [IO_OK] = MOE_OK,           [IO_E_OPEN] = MOE_E_OPEN,
         [IO_E_READ] = MOE_E_READ,   [IO_E_FORMAT] = MOE_E_FORMAT,
         [IO_E_NOMEM] = MOE_E_NOMEM, [IO_E_WRITE] = MOE_E_WRITE,
+        [IO_E_STALE] = MOE_E_STALE,
     };
     memcpy(last_error, error->text, sizeof last_error);
     return statuses[error->status];

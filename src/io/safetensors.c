@@ -379,3 +379,9 @@ void st_will_need(const st_file *file, const st_tensor *t, size_t from, size_t n
 {
     io_file_will_need(&file->in, file->data_start + t->offset + from, n);
 }
+
+const io_file *st_source(const st_file *f, size_t *header_bytes)
+{
+    *header_bytes = f->data_start;
+    return &f->in;
+}

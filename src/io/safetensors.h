@@ -14,6 +14,7 @@ typedef enum io_status {
     IO_E_FORMAT, /* no sound file of its format; the message names the rule and the offset */
     IO_E_NOMEM,
     IO_E_WRITE, /* the file cannot be written whole; nothing is left behind under its name */
+    IO_E_STALE, /* a packed layer of another version, or of another machine */
 } io_status;
 
 /* Where a function takes an io_error, NULL is fine; success leaves it as it is. */
@@ -72,6 +73,9 @@ io_status st_read_part(const st_file *file, const st_tensor *t, size_t from, siz
 
 /* Tells the system that these bytes are going to be read soon. */
 void st_will_need(const st_file *file, const st_tensor *t, size_t from, size_t n);
+
+/* The file itself, and how many bytes its data section comes after. */
+const struct io_file *st_source(const st_file *file, size_t *header_bytes);
 
 const char *st_dtype_name(st_dtype dtype); /* "BF16"; NULL if out of range */
 size_t st_dtype_bits(st_dtype dtype);      /* 4 for F4, 6 for F6_*, ...; 0 if out of range */

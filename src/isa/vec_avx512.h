@@ -310,6 +310,43 @@ V_INLINE line l_bf12(line codes, line rest, int j, const l_table *table)
 }
 
 #ifdef VEC_BF16
+/* The high and the low bytes of the bf16 of 0 to 127. */
+#define FROM(x, d)                                                                                 \
+    x, x + (d), x + 2 * (d), x + 3 * (d), x + 4 * (d), x + 5 * (d), x + 6 * (d), x + 7 * (d)
+#define FROM2(x, d) FROM(x, d), FROM(x + 8 * (d), d)
+#define FROM4(x, d) FROM2(x, d), FROM2(x + 16 * (d), d)
+static const uint8_t int8_high[128] = {
+    0x00, 0x3F,          0x40,           0x40,           0x40,           0x40,          0x40,
+    0x40, FROM(0x41, 0), FROM2(0x41, 0), FROM4(0x42, 0), FROM4(0x42, 0), FROM4(0x42, 0)};
+static const uint8_t int8_low[128] = {
+    0x00, 0x80,           0x00,           0x40,           0x80,           0xA0,          0xC0,
+    0xE0, FROM(0x00, 16), FROM2(0x80, 8), FROM4(0x00, 4), FROM4(0x80, 2), FROM4(0xC0, 2)};
+#undef FROM
+#undef FROM2
+#undef FROM4
+
+/* A line of int8, and then pair j of the two in it as bf16: bytes j and j + 2 of each 32 bits. */
+V_INLINE void l_int8_bf16(line a, line *high, line *low)
+{
+    const line sign = _mm512_set1_epi8((char)0x80);
+    const __mmask64 least = _mm512_cmpeq_epi8_mask(a, sign); /* -128 looks up 0 */
+    line m = _mm512_abs_epi8(a);
+    line h = _mm512_permutex2var_epi8(_mm512_loadu_si512(int8_high), m,
+                                      _mm512_loadu_si512(int8_high + 64));
+    h = _mm512_mask_mov_epi8(h, least, _mm512_set1_epi8(0x43));
+    *high = _mm512_ternarylogic_epi32(h, a, sign, 0xF8); /* h | (a & sign) */
+    *low = _mm512_permutex2var_epi8(_mm512_loadu_si512(int8_low), m,
+                                    _mm512_loadu_si512(int8_low + 64));
+}
+
+V_INLINE line l_int8_pair(line high, line low, int j)
+{
+    const line bytes = _mm512_set1_epi16(255);
+    if (j == 0) /* (low & bytes) | high << 8 */
+        return _mm512_ternarylogic_epi32(low, bytes, _mm512_slli_epi16(high, 8), 0xEA);
+    return _mm512_ternarylogic_epi32(_mm512_srli_epi16(low, 8), high, bytes, 0xF4);
+}
+
 /* fma(x[2j], w[2j], fma(x[2j+1], w[2j+1], acc)). */
 V_INLINE vec v_dot_bf16(vec acc, line w, line x)
 {

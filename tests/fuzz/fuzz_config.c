@@ -126,7 +126,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         require(status == IO_E_FORMAT && error.status == status && !config);
         require(strncmp(error.text, "(memory): ", 10) == 0 && !strchr(error.text, '\n'));
         int deep = strstr(error.text, "32 deep") != NULL;
-        require(!wanted || deep || !json_is_object(wanted));
+        int nul = memchr(data, 0, size) != NULL; /* jansson passes over some of them */
+        require(!wanted || deep || nul || !json_is_object(wanted));
     }
     json_decref(wanted);
     return 0;
