@@ -114,7 +114,8 @@ static const checkpoint_case cases[] = {
                L "mlp.experts.down_proj F8_E4M3 E,H,I",
                L "mlp.experts.gate_up_proj_scale BF16 E,2I,1",
                L "mlp.experts.down_proj_scale BF16 E,H,1"}},
-    {.family = "qwen3-moe", /* one that sees */
+    {.family = "qwen3-vl-moe",
+     .normalize = 1,
      .config = "{\"model_type\": \"qwen3_vl_moe\", \"text_config\": {\"model_type\": "
                "\"qwen3_vl_moe_text\", " SIZES QWEN_I "}",
      .format = "bf16",
@@ -305,8 +306,10 @@ static const checkpoint_case cases[] = {
                "backbone.layers.1.mixer.shared_experts.up_proj.weight BF16 S,H",
                "backbone.layers.1.mixer.shared_experts.down_proj.weight BF16 H,S"}},
     {.family = "nemotron3-moe",
-     .config = "{\"model_type\": \"nemotron_h\", \"mlp_hidden_act\": \"relu2\", " SIZES
-               "\"moe_intermediate_size\": 96, \"n_routed_experts\": 3}",
+     .config =
+         "{\"model_type\": \"nemotron_h\", \"mlp_hidden_act\": \"relu2\", "
+         "\"layers_block_type\": [\"moe\", \"moe\"], \"hidden_size\": 160, \"num_experts_per_tok\": 2, "
+         "\"moe_intermediate_size\": 96, \"n_routed_experts\": 3}",
      .format = "bf16",
      .score = MOE_SCORE_SIGMOID,
      .normalize = 1,

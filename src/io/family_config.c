@@ -138,12 +138,30 @@ static moe_status recognise(reader *r)
 
 /* ---- rules ----------------------------------------------------------------------------------- */
 
+/* Layers of several kinds may be listed instead of counted (Nemotron-3). */
+static void count_layers(const reader *r, int64_t *layers)
+{
+    static const char *const lists[] = {"layers_block_type", "layer_types"};
+    char path[PATH_BYTES];
+    const char *pattern;
+    size_t count;
+    for (size_t i = 0; i < 2; i++) {
+        key_path(r, lists[i], path);
+        if (cfg_array(r->config, path, &count) && count <= FAMILY_LAYERS_MOST)
+            *layers = (int64_t)count;
+    }
+    key_path(r, "hybrid_override_pattern", path);
+    if (cfg_string(r->config, path, &pattern) && strlen(pattern) <= FAMILY_LAYERS_MOST)
+        *layers = (int64_t)strlen(pattern);
+}
+
 static moe_status sizes(const reader *r, family_rules *rules)
 {
     moe_layer_info *info = &rules->info;
     const family *row = r->row;
     const char *I_key = row->I_key ? row->I_key : "moe_intermediate_size";
     rules->layers = info->H = info->I = info->E = info->K = -1;
+    count_layers(r, &rules->layers);
     moe_status s = number(r, "num_hidden_layers", FAMILY_LAYERS_MOST, &rules->layers);
     if (s == MOE_OK) s = number(r, "hidden_size", INT32_MAX, &info->H);
     if (s == MOE_OK) s = number(r, I_key, INT32_MAX, &info->I);

@@ -49,19 +49,30 @@ static bool has_vector(const layer_place *place, const char *names)
     return ck_has(place->ck, name);
 }
 
+/* How much of a layout a layer has: 3 gate or up, which no two layouts share, 2 down, 1 the router. */
+static int layout_rank(const layer_place *place)
+{
+    const layout *l = place->layout;
+    if (layer_has_weights(place, l->gate_up ? l->gate_up : l->up) ||
+        layer_has_weights(place, l->gate))
+        return 3;
+    return layer_has_weights(place, l->down) ? 2 : has_vector(place, l->router) ? 1 : 0;
+}
+
 const layout *layer_layout(const checkpoint *ck, const family_rules *rules, const char *prefix,
                            int64_t number)
 {
-    const layout *by_router = NULL;
+    const layout *best = NULL;
+    int most = 0;
     for (int i = 0; i < FAMILY_LAYOUTS && rules->layouts[i]; i++) {
-        const layout *l = rules->layouts[i];
-        layer_place place = {ck, rules, l, prefix, number};
-        if (layer_has_weights(&place, l->down) || layer_has_weights(&place, l->up) ||
-            layer_has_weights(&place, l->gate_up) || layer_has_weights(&place, l->gate))
-            return l;
-        if (!by_router && has_vector(&place, l->router)) by_router = l;
+        const layer_place place = {ck, rules, rules->layouts[i], prefix, number};
+        int rank = layout_rank(&place);
+        if (rank > most) {
+            most = rank;
+            best = place.layout;
+        }
     }
-    return by_router;
+    return best;
 }
 
 /* ---- experts --------------------------------------------------------------------------------- */
