@@ -5,6 +5,7 @@
  * The input is a file; or it is changes to a sound one, after which the checksums are made right
  * again, so that what they guard is judged.  What is refused has a message of one line; what is read
  * is a layer that says of itself what was said, and whose experts are those of their images. */
+#define _XOPEN_SOURCE 700
 #include "fuzz_input.h"
 
 #include "io/cache.h"
