@@ -15,6 +15,7 @@
 
 #include <stdlib.h>
 
+enum { KINDS = LAYER_FILE_KINDS - 1 }; /* without the largest, which is slow */
 enum { AT_KIND = 24, AT_ABOUT = 40, AT_PAYLOAD = 48, AT_ABOUT_HASH = 72, AT_HEAD_HASH = 88 };
 
 typedef struct bytes {
@@ -27,7 +28,7 @@ typedef struct bytes {
 /* Of a kind of layer_file.h; made once. */
 static bytes sound_file(unsigned kind)
 {
-    static bytes files[LAYER_FILE_KINDS];
+    static bytes files[KINDS];
     char folder[] = "/tmp/moe_fuzz_cache_XXXXXX", path[64];
     if (files[kind].data != NULL) return files[kind];
     moe_layer *layer = layer_file_make(kind, 3);
@@ -165,7 +166,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     case 1: read_record(in.data, in.left); return 0;
     default: break;
     }
-    bytes sound = sound_file(what / 4 % LAYER_FILE_KINDS), b = {malloc(sound.size), sound.size};
+    bytes sound = sound_file(what / 4 % KINDS), b = {malloc(sound.size), sound.size};
     MUST(b.data != NULL);
     memcpy(b.data, sound.data, b.size);
     while (in.left >= 4) change(&b, &in);
