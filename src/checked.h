@@ -34,6 +34,14 @@ static inline bool checked_round_up(size_t a, size_t step, size_t *r)
     return checked_add(a, step - rest, r);
 }
 
+/* Reserves `bytes` at the end of a block at a multiple of alignment: *at is where they begin, *end
+ * moves past them.  False if the block does not fit. */
+static inline bool checked_place(size_t bytes, size_t alignment, size_t *end, size_t *at)
+{
+    return checked_round_up(*end, alignment, at) && checked_add(*at, bytes, end) &&
+           *end <= PTRDIFF_MAX;
+}
+
 /* *r = the product of the n dimensions times unit, at most PTRDIFF_MAX; false if it does not fit
  * or a dimension is negative.  A zero dimension makes the product zero only if the other
  * dimensions fit on their own, so that a shape such as [0, 2^62, 2^62] is refused like [1, 2^62,

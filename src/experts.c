@@ -102,7 +102,7 @@ bool experts_block_of(size_t E_L, size_t panels, bool coded, size_t bytes, exper
 
 static bool block_of(const packing *p, experts_block *b)
 {
-    size_t E_L = p->source.E_L, bytes = 0;
+    size_t E_L = p->E_L, bytes = 0;
     bool coded = p->args->packing == MOE_PACK_LOSSLESS;
     if (coded) /* of codings at most as large as bf16, which fit */
         for (size_t n = 0; n < E_L * p->panels; n++) bytes += panel_bytes(p, n);

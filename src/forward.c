@@ -28,15 +28,22 @@ typedef struct forward {
     float *y, *out;
 } forward;
 
-enum {
-    BLOCK_PANELS = KERNEL_BLOCK / KERNEL_ROWS, /* gate_up panels of one block of the intermediate */
-    DOWN_ROWS = 2 * KERNEL_ROWS,
-    STORE_COLUMNS = 1024
-};
+enum { DOWN_ROWS = 2 * KERNEL_ROWS, STORE_COLUMNS = 1024 };
 
 static size_t pack_items(const pack_layout *l)
 {
     return size_pieces(l->gate_up_panels, PACK_RUN) + size_pieces(l->down_panels, PACK_RUN);
+}
+
+/* Rows of the intermediate that one gate_up panel makes; panels of one block of KERNEL_BLOCK. */
+static size_t panel_rows(const forward *f)
+{
+    return f->p->point.ungated ? 2 * KERNEL_ROWS : KERNEL_ROWS;
+}
+
+static size_t block_panels(const forward *f)
+{
+    return KERNEL_BLOCK / panel_rows(f);
 }
 
 /* Terms are numbered through a pass: group g's begin where those of the groups before it end. */
@@ -165,18 +172,20 @@ static void hidden_tile(void *arg, size_t n)
 static void fill_pads(const forward *f, size_t panel, const kernel_gate_up *a)
 {
     const axis *x = &f->p->axis;
-    uint32_t pads = pack_pad_rows(x, panel);
-    float mid[KERNEL_ROWS] = {0};
+    const size_t rows = panel_rows(f);
+    uint32_t pads = pack_pad_rows(x, panel * rows, rows);
+    float mid[2 * KERNEL_ROWS] = {0};
     if (pads == 0) return;
     if (x->strided) {
         kernel_gate_up none = *a;
         none.panel.k = 0;
         none.tiles.tokens = 1;
+        none.factor = NULL;
         none.mid = mid;
         f->kernels->gate_up[a->panel.format][f->plan->hidden.operand](&none);
     }
     for (size_t t = 0; t < a->tiles.tokens; t++)
-        for (size_t r = 0; r < KERNEL_ROWS; r++)
+        for (size_t r = 0; r < rows; r++)
             if (pads >> r & 1) a->mid[t * a->mid_stride + r] = mid[r];
 }
 
@@ -205,19 +214,22 @@ static void quantize_mid(const forward *f, const plan_group *g, size_t block, co
 static void gate_up_block(void *arg, size_t i)
 {
     forward *f = arg;
-    group_item item = item_of(f, i, size_pieces(f->l->gate_up_panels, BLOCK_PANELS));
+    const size_t panels = block_panels(f), rows = panel_rows(f);
+    group_item item = item_of(f, i, size_pieces(f->l->gate_up_panels, panels));
     const plan_group *g = item.group;
     size_t block = item.at;
-    float mid[KERNEL_TOKENS][KERNEL_BLOCK];
+    float mid[KERNEL_TOKENS][KERNEL_BLOCK], factor[KERNEL_TOKENS];
     if (block * KERNEL_BLOCK >= g->mid_k) return;
-    for (size_t n = 0; n < BLOCK_PANELS; n++) {
-        size_t panel = block * BLOCK_PANELS + n;
-        if (panel * KERNEL_ROWS >= g->mid_k) break;
+    for (size_t n = 0; n < g->count; n++) factor[n] = term_of(f, g)[n].affinity;
+    for (size_t n = 0; n < panels; n++) {
+        size_t panel = block * panels + n;
+        if (panel * rows >= g->mid_k) break;
         kernel_gate_up a = {
             .panel = gate_up_panel(f, g, panel),
             .tiles = hidden_tiles(f, g),
             .point = &f->p->point,
-            .mid = &mid[0][n * KERNEL_ROWS],
+            .factor = f->p->input_scaled ? factor : NULL,
+            .mid = &mid[0][n * rows],
             .mid_stride = KERNEL_BLOCK,
         };
         f->kernels->gate_up[a.panel.format][f->plan->hidden.operand](&a);
@@ -247,6 +259,12 @@ static void down_rows(void *arg, size_t i)
                a.panel.halves * KERNEL_ROWS * sizeof(float));
 }
 
+/* Whether the affinities multiply the y rows. */
+static bool scales_rows(const problem *p)
+{
+    return p->scaled && !p->input_scaled;
+}
+
 /* All-expert, item: the pass's y rows of one range of columns added to their tokens' sums.  Terms
  * ascend by expert, as the sum must. */
 static void add_pass(void *arg, size_t i)
@@ -256,7 +274,7 @@ static void add_pass(void *arg, size_t i)
     const plan_term *term = f->plan->term + f->pass.group[0].first;
     for (size_t n = 0; n < f->pass.terms; n++) {
         const float *y = f->y + term[n].row * stride + at;
-        kernel_reduce a = {&y, f->p->scaled ? &term[n].affinity : NULL, 1,
+        kernel_reduce a = {&y, scales_rows(f->p) ? &term[n].affinity : NULL, 1,
                            size_smaller(f->p->axis.H - at, STORE_COLUMNS),
                            f->out + term[n].token * stride + at};
         f->kernels->reduce(&a);
@@ -275,7 +293,7 @@ static void add_slots(const forward *f, size_t t, size_t at, size_t n, float *ou
         y[terms] = f->y + (t * p->K + k) * f->plan->scratch.y_row + at;
         if (plan_slot(p, t, k, &expert, &affinity[terms])) terms++;
         if (terms < SLOTS && k + 1 < p->K) continue;
-        kernel_reduce a = {y, p->scaled ? affinity : NULL, terms, n, out};
+        kernel_reduce a = {y, scales_rows(p) ? affinity : NULL, terms, n, out};
         f->kernels->reduce(&a);
         terms = 0;
     }
@@ -306,7 +324,7 @@ static void store_columns(void *arg, size_t i)
 static void run_pass(forward *f)
 {
     const pack_layout *l = f->l;
-    const size_t blocks = size_pieces(l->gate_up_panels, BLOCK_PANELS);
+    const size_t blocks = size_pieces(l->gate_up_panels, block_panels(f));
     if (f->p->experts == NULL) threads_loop(f->team, f->pass.slots * pack_items(l), pack_panels, f);
     threads_loop(f->team, f->pass.terms, hidden_tile, f);
     threads_loop(f->team, f->pass.groups * blocks, gate_up_block, f);

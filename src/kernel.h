@@ -75,7 +75,9 @@ enum {
     KERNEL_BLOCK = 32,   /* k of a block of operands; a multiple of every step */
     KERNEL_PLAIN = 512,  /* k of a plain block */
     KERNEL_TOKENS = 128, /* tokens that one kernel call takes at most */
-    KERNEL_WIDTH = 12    /* tokens of the widest tile */
+    KERNEL_WIDTH = 12,   /* tokens of the widest tile */
+    KERNEL_LANES = 16,   /* sums that a router's dot is kept in */
+    KERNEL_ROUTE = 4     /* rows of a router that one call takes at most */
 };
 
 /* Formats of weights. */
@@ -218,6 +220,8 @@ typedef struct kernel_point {
     moe_activation activation; /* SILU and SWIGLU arrive as SWISH with their alpha */
     float alpha, up_offset;
     float gate_upper, gate_lower, up_upper, up_lower;
+    float act_upper; /* of act's value */
+    int ungated;     /* 1: gate_up panels hold rows of up alone, m = act(u) */
 } kernel_point;
 
 /* The f32 values beside a half's rows, KERNEL_ROWS of each; NULL: none. */
@@ -234,13 +238,15 @@ typedef struct kernel_panel {
     kernel_rows rows[2];
 } kernel_panel;
 
-/* mid[n][r] = act(gate[r] . x[n]) * (up[r] . x[n])     for n < tokens, r < KERNEL_ROWS */
+/* mid[n][r] = act(gate[r] . x[n]) * (up[r] . x[n])     for n < tokens, r < KERNEL_ROWS
+ * ungated:    act(up[r] . x[n])                        for n < tokens, r < halves * KERNEL_ROWS */
 typedef struct kernel_gate_up {
     kernel_panel panel;
     kernel_tiles tiles;
     const kernel_point *point;
-    float *mid;        /* row n at mid + n * mid_stride */
-    size_t mid_stride; /* floats */
+    const float *factor; /* of each token: times its sums; NULL: none */
+    float *mid;          /* row n at mid + n * mid_stride */
+    size_t mid_stride;   /* floats */
 } kernel_gate_up;
 
 /* y[n][r] = down[r] . x[n]                             for n < tokens, r < halves * KERNEL_ROWS */
@@ -273,6 +279,25 @@ typedef struct kernel_reduce {
     float *out;
 } kernel_reduce;
 
+/* acc[t][r][l] = fma(x[t][k], w[r][k], acc[t][r][l]), l = k % KERNEL_LANES, for ascending k. */
+typedef struct kernel_route {
+    const float *w; /* row r at w + r * w_stride */
+    size_t w_stride, rows;
+    const float *x; /* row t at x + t * x_stride */
+    size_t x_stride, tokens;
+    size_t k; /* a multiple of KERNEL_LANES */
+    float (*acc)[KERNEL_ROUTE][KERNEL_LANES];
+} kernel_route;
+
+/* score_of[i] of logit[i]; softmax: exp(logit[i] - largest). */
+typedef struct kernel_scores {
+    moe_router_score score;
+    const float *logit;
+    float largest;
+    size_t n;
+    float *score_of;
+} kernel_scores;
+
 /* Kernels read panels and operands only inside what k says and write KERNEL_ROWS floats for each
  * token and half.  They run in the canonical floating-point environment, allocate nothing and
  * cannot fail.  A slot is NULL where no mode needs it. */
@@ -280,6 +305,10 @@ typedef void kernel_gate_up_fn(const kernel_gate_up *a);
 typedef void kernel_down_fn(const kernel_down *a);
 typedef void kernel_quantize_fn(const kernel_quantize *a, kernel_rounding r, kernel_operand o);
 typedef void kernel_reduce_fn(const kernel_reduce *a);
+typedef void kernel_route_fn(const kernel_route *a);
+typedef void kernel_scores_fn(const kernel_scores *a);
+/* out[i] = v[i], n neighbours of bf16, f16 or f32 */
+typedef void kernel_widen_fn(const void *v, moe_dtype dtype, size_t n, float *out);
 
 typedef struct kernel_table {
     const char *isa;
@@ -290,6 +319,9 @@ typedef struct kernel_table {
     kernel_down_fn *down[FORMAT_COUNT][OPERAND_COUNT];
     kernel_quantize_fn *quantize;
     kernel_reduce_fn *reduce;
+    kernel_route_fn *route;
+    kernel_scores_fn *scores;
+    kernel_widen_fn *widen;
 } kernel_table;
 
 extern const kernel_table kernel_table_scalar;

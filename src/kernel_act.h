@@ -58,14 +58,26 @@ INLINE vec gelu_tanh_vec(vec g)
     return v_div(g, v_add(v_c(1.0f), exp_vec(v_neg(v_mul(g, w)), v_zero())));
 }
 
-INLINE vec activate_vec(const kernel_point *p, vec g)
+INLINE vec relu_vec(vec g)
+{
+    return v_add(v_if_gt(v_zero(), g, v_zero(), g), v_zero());
+}
+
+INLINE vec activation_vec(const kernel_point *p, vec g)
 {
     switch (p->activation) {
     case MOE_GELU: return gelu_vec(g);
     case MOE_GELU_TANH: return gelu_tanh_vec(g);
-    case MOE_RELU: return v_add(v_if_gt(v_zero(), g, v_zero(), g), v_zero());
+    case MOE_RELU: return relu_vec(g);
+    case MOE_RELU2: return v_mul(relu_vec(g), relu_vec(g));
     default: return swish_vec(g, v_c(p->alpha));
     }
+}
+
+INLINE vec activate_vec(const kernel_point *p, vec g)
+{
+    vec v = activation_vec(p, g), upper = v_c(p->act_upper);
+    return v_if_gt(v, upper, upper, v);
 }
 
 /* ---- from the sums to the rows --------------------------------------------------------------- */

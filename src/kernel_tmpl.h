@@ -2,7 +2,8 @@
 /* kernel_tmpl.h - the vector kernels, written once over the vocabulary of an instruction set
  * (src/isa/vec_*.h).
  *
- * Included by src/isa/<isa>.c after its vocabulary; kernel_dot.h and kernel_act.h are parts of it.
+ * Included by src/isa/<isa>.c after its vocabulary; kernel_dot.h, kernel_act.h and kernel_route.h
+ * are parts of it.
  * A vec holds KERNEL_ROWS f32, one for each output row of half a panel, so that a sum over k is
  * never split: every width of register gives the same bits.  The loops:
  *
@@ -25,6 +26,7 @@
 #include "kernel_dot.h"
 
 #include "kernel_act.h"
+#include "kernel_route.h"
 #include "kernel_scaled.h"
 #include "quantize_block.h"
 
@@ -216,13 +218,33 @@ INLINE void panel_run(const kernel_panel *p, const kernel_tiles *tiles, kernel_f
 
 /* ---- from the sums to the rows --------------------------------------------------------------- */
 
+INLINE vec projection_vec(const kernel_gate_up *a, panel_sums sum, size_t half, size_t t)
+{
+    vec v = v_load(sum[half][t]);
+    if (a->factor != NULL) v = v_mul(v, v_c(a->factor[t]));
+    return affine_vec(v, &a->panel.rows[half]);
+}
+
+static void finish_ungated(const kernel_gate_up *a, panel_sums sum)
+{
+    const kernel_point *p = a->point;
+    for (size_t t = 0; t < a->tiles.tokens; t++)
+        for (size_t m = 0; m < a->panel.halves; m++)
+            v_store(
+                a->mid + t * a->mid_stride + m * KERNEL_ROWS,
+                activate_vec(p, clamp_vec(projection_vec(a, sum, m, t), p->up_upper, p->up_lower)));
+}
+
 static void finish_gate_up(const kernel_gate_up *a, panel_sums sum)
 {
     const kernel_point *p = a->point;
-    const kernel_rows *rows = a->panel.rows;
+    if (p->ungated) {
+        finish_ungated(a, sum);
+        return;
+    }
     for (size_t t = 0; t < a->tiles.tokens; t++) {
-        vec g = clamp_vec(affine_vec(v_load(sum[0][t]), &rows[0]), p->gate_upper, p->gate_lower);
-        vec u = clamp_vec(affine_vec(v_load(sum[1][t]), &rows[1]), p->up_upper, p->up_lower);
+        vec g = clamp_vec(projection_vec(a, sum, 0, t), p->gate_upper, p->gate_lower);
+        vec u = clamp_vec(projection_vec(a, sum, 1, t), p->up_upper, p->up_lower);
         v_store(a->mid + t * a->mid_stride, v_mul(activate_vec(p, g), v_add(u, v_c(p->up_offset))));
     }
 }
@@ -319,5 +341,5 @@ KERNEL_PAIR(int8_bf16, FORMAT_Q8_0)
 #define KERNEL_TABLE(name)                                                                         \
     {                                                                                              \
         name, {VEC_WIDTH, VEC_WIDTH_MX}, SLOTS(gate_up), SLOTS(down), quantize_tokens,             \
-            reduce_terms                                                                           \
+            reduce_terms, route_dots, route_scores, route_widen                                    \
     }

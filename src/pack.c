@@ -386,11 +386,11 @@ kernel_panel pack_down_panel(const pack_layout *l, const uint8_t *expert, size_t
     return p;
 }
 
-uint32_t pack_pad_rows(const axis *a, size_t panel)
+uint32_t pack_pad_rows(const axis *a, size_t first, size_t rows)
 {
     uint32_t pads = 0;
-    for (size_t r = 0; r < KERNEL_ROWS; r++) {
-        size_t row = panel * KERNEL_ROWS + r;
+    for (size_t r = 0; r < rows; r++) {
+        size_t row = first + r;
         if (a->strided ? axis_i(a, axis_place_of(row, a->lanes_p)) == AXIS_PAD : row >= a->I)
             pads |= 1u << r;
     }

@@ -40,7 +40,7 @@ typedef struct pack_layout {
 /* False if a size does not fit. */
 bool pack_layout_of(const pack_source *s, pack_layout *l);
 
-/* The sizes of *l from its formats and what rows there are. */
+/* The sizes of *l from its formats, whether there is a gate, and what rows there are. */
 bool pack_layout_sizes(const axis *a, pack_layout *l);
 
 /* Panels that make mid_k rows of the intermediate. */
@@ -75,7 +75,7 @@ kernel_panel pack_gate_up_panel(const pack_layout *l, const uint8_t *expert, siz
 kernel_panel pack_down_panel(const pack_layout *l, const uint8_t *expert, size_t panel,
                              size_t mid_k);
 
-/* Bit r: row r of gate_up panel number `panel` is a pad lane, or past I. */
-uint32_t pack_pad_rows(const axis *a, size_t panel);
+/* Bit r < rows (at most 32): row first + r of the intermediate is a pad lane, or past I. */
+uint32_t pack_pad_rows(const axis *a, size_t first, size_t rows);
 
 #endif

@@ -14,7 +14,7 @@
 typedef struct plan_term {
     size_t token;
     size_t row;     /* of the y rows: selective t * K + k; all-expert its place in the pass */
-    float affinity; /* all-expert mode with POST_SCALE */
+    float affinity; /* POST_SCALE, INPUT_SCALE */
 } plan_term;
 
 typedef struct plan_group {

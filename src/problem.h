@@ -17,8 +17,10 @@ typedef struct problem {
     axis axis;   /* of the experts: H, I, the order of k */
     kernel_format gate_up, down;
     bool all_expert;
-    bool scaled; /* POST_SCALE */
+    bool scaled;       /* POST_SCALE or INPUT_SCALE: affinities are read */
+    bool input_scaled; /* INPUT_SCALE */
     bool masked;
+    bool routed; /* the call itself makes expert_index and the affinities: no data of theirs yet */
     bool prequantised;
     moe_dtype hidden; /* MOE_MXFP8_X4 if pre-quantised */
     moe_dtype output;
@@ -31,10 +33,16 @@ typedef struct problem {
 /* Checks all that can be checked without reading tensor data and fills *p (rank is 0 then). */
 moe_status problem_shape(const moe_tkg_args *args, problem *p);
 
-/* problem_shape, then the data: pointers, alignment, aliasing, rank_id, expert_index.  After
+/* After problem_shape the data: pointers, alignment, aliasing, rank_id, expert_index.  After
  * MOE_OK every index that the call will use is in range. */
+moe_status problem_data(const void *output, size_t output_bytes, problem *p);
+
+/* Both. */
 moe_status problem_check(const moe_tkg_args *args, const void *output, size_t output_bytes,
                          problem *p);
+
+/* Whether the weights of a problem take this numerics mode. */
+bool problem_takes(const problem *p, moe_act_mode mode);
 
 /* The tensor that the problem's output is, data NULL, and its bytes. */
 moe_tensor problem_output(const problem *p, size_t *bytes);

@@ -43,6 +43,7 @@ static moe_status check_flags(const moe_tkg_args *a)
         {"block_size.given", a->block_size.given},
         {"swiglu_alpha.given", a->swiglu_alpha.given},
         {"swiglu_up_offset.given", a->swiglu_up_offset.given},
+        {"act_clamp_upper_limit.given", a->act_clamp_upper_limit.given},
     };
     for (size_t i = 0; i < sizeof flags / sizeof flags[0]; i++) {
         moe_status s = flag(flags[i].name, flags[i].value);
@@ -52,9 +53,8 @@ static moe_status check_flags(const moe_tkg_args *a)
         const char *name;
         int value, last;
     } enums[] = {
-        {"expert_affinities_scaling_mode", (int)a->expert_affinities_scaling_mode,
-         MOE_PRE_SCALE_DELAYED},
-        {"activation_fn", (int)a->activation_fn, MOE_SWIGLU},
+        {"expert_affinities_scaling_mode", (int)a->expert_affinities_scaling_mode, MOE_INPUT_SCALE},
+        {"activation_fn", (int)a->activation_fn, MOE_RELU2},
         {"act_mode", (int)a->act_mode, MOE_ACT_INT8},
         {"output_dtype", (int)a->output_dtype, VALIDATE_LAST_DTYPE},
     };
@@ -70,15 +70,17 @@ static moe_status check_flags(const moe_tkg_args *a)
 static moe_status check_modes(const moe_tkg_args *a)
 {
     int mode = (int)a->expert_affinities_scaling_mode;
+    bool scaled = mode != MOE_NO_SCALE;
     if (a->gate_up_input_scale != NULL || a->down_input_scale != NULL)
         return error_set(MOE_E_UNSUPPORTED, "%s is given: static input scales are not supported",
                          a->gate_up_input_scale != NULL ? "gate_up_input_scale"
                                                         : "down_input_scale");
     if (mode == MOE_PRE_SCALE || mode == MOE_PRE_SCALE_DELAYED)
         return error_set(MOE_E_UNSUPPORTED,
-                         "expert_affinities_scaling_mode = %d (%s): must be NO_SCALE or POST_SCALE",
+                         "expert_affinities_scaling_mode = %d (%s): must be NO_SCALE, POST_SCALE "
+                         "or INPUT_SCALE",
                          mode, mode == MOE_PRE_SCALE ? "PRE_SCALE" : "PRE_SCALE_DELAYED");
-    if (a->is_all_expert && mode == MOE_POST_SCALE && a->rank_id == NULL)
+    if (a->is_all_expert && scaled && a->rank_id == NULL)
         return error_set(MOE_E_NULL_ARG,
                          "rank_id = NULL: all-expert mode with affinity scaling requires it");
     if (a->is_all_expert && a->expert_affinities_eager != NULL)
@@ -88,11 +90,10 @@ static moe_status check_modes(const moe_tkg_args *a)
         return error_set(MOE_E_UNSUPPORTED, "is_all_expert_dynamic = 1: only in all-expert mode");
     if (!a->is_all_expert && a->expert_index == NULL)
         return error_set(MOE_E_NULL_ARG, "expert_index = NULL: selective mode requires it");
-    if (mode == MOE_POST_SCALE && a->expert_affinities == NULL &&
-        a->expert_affinities_eager == NULL)
-        return error_set(MOE_E_NULL_ARG, "expert_affinities = NULL: required with POST_SCALE");
-    if (a->is_all_expert && mode == MOE_POST_SCALE && a->mask_unselected_experts &&
-        a->expert_index == NULL)
+    if (scaled && a->expert_affinities == NULL && a->expert_affinities_eager == NULL)
+        return error_set(MOE_E_NULL_ARG, "expert_affinities = NULL: required with %s",
+                         mode == MOE_POST_SCALE ? "POST_SCALE" : "INPUT_SCALE");
+    if (a->is_all_expert && scaled && a->mask_unselected_experts && a->expert_index == NULL)
         return error_set(MOE_E_NULL_ARG,
                          "expert_index = NULL: mask_unselected_experts requires it");
     return MOE_OK;
@@ -135,6 +136,8 @@ static moe_status check_point(const moe_tkg_args *a, kernel_point *point)
         s = limit("up_clamp_upper_limit", a->up_clamp_upper_limit, INFINITY, &point->up_upper);
     if (s == MOE_OK)
         s = limit("up_clamp_lower_limit", a->up_clamp_lower_limit, -INFINITY, &point->up_lower);
+    if (s == MOE_OK)
+        s = limit("act_clamp_upper_limit", a->act_clamp_upper_limit, INFINITY, &point->act_upper);
     if (s != MOE_OK) return s;
     bool swish = swiglu || a->activation_fn == MOE_SILU || a->activation_fn == MOE_SWISH;
     point->activation = swish ? MOE_SWISH : a->activation_fn;
@@ -169,18 +172,44 @@ static const char *weights_text(const problem *p, bool down)
                                : p->args->expert_gate_up_weights->dtype);
 }
 
+bool problem_takes(const problem *p, moe_act_mode mode)
+{
+    return mode == MOE_ACT_MXFP8  ? kernel_is_mx(p->gate_up) && kernel_is_mx(p->down)
+           : mode == MOE_ACT_INT8 ? kernel_takes_int8(p->gate_up) && kernel_takes_int8(p->down)
+                                  : true;
+}
+
 static moe_status check_act(const moe_tkg_args *a, problem *p)
 {
     p->act = a->act_mode != MOE_ACT_DEFAULT ? a->act_mode
              : p->axis.strided              ? MOE_ACT_MXFP8
                                             : MOE_ACT_EXACT;
-    if (p->act == MOE_ACT_MXFP8 && !(kernel_is_mx(p->gate_up) && kernel_is_mx(p->down)))
+    if (problem_takes(p, p->act)) return MOE_OK;
+    if (p->act == MOE_ACT_MXFP8)
         return error_set(MOE_E_UNSUPPORTED, "act_mode = MXFP8: needs MX weights, not %s and %s",
                          weights_text(p, false), weights_text(p, true));
-    if (p->act == MOE_ACT_INT8 && !(kernel_takes_int8(p->gate_up) && kernel_takes_int8(p->down)))
-        return error_set(MOE_E_UNSUPPORTED,
-                         "act_mode = INT8: needs MXFP4, NVFP4 or integer weights, not %s and %s",
-                         weights_text(p, false), weights_text(p, true));
+    return error_set(MOE_E_UNSUPPORTED,
+                     "act_mode = INT8: needs MXFP4, NVFP4 or integer weights, not %s and %s",
+                     weights_text(p, false), weights_text(p, true));
+}
+
+/* What says something of a gate, where the experts have none. */
+static moe_status check_gate(const moe_tkg_args *a, problem *p)
+{
+    p->point.ungated = p->experts != NULL && p->experts->layout.ungated;
+    if (!p->point.ungated) return MOE_OK;
+    const struct {
+        const char *name;
+        moe_optional_float limit;
+    } limits[] = {{"gate_clamp_upper_limit", a->gate_clamp_upper_limit},
+                  {"gate_clamp_lower_limit", a->gate_clamp_lower_limit}};
+    for (size_t i = 0; i < 2; i++)
+        if (limits[i].limit.given)
+            return error_set(MOE_E_UNSUPPORTED, "%s = %g: experts have no gate", limits[i].name,
+                             (double)limits[i].limit.value);
+    if (a->activation_fn == MOE_SWIGLU)
+        return error_set(MOE_E_UNSUPPORTED, "activation_fn = %d (MOE_SWIGLU): experts have no gate",
+                         MOE_SWIGLU);
     return MOE_OK;
 }
 
@@ -197,9 +226,11 @@ moe_status problem_shape(const moe_tkg_args *args, problem *p)
     if (s != MOE_OK) return s;
     p->args = args;
     p->all_expert = args->is_all_expert;
-    p->scaled = args->expert_affinities_scaling_mode == MOE_POST_SCALE;
+    p->scaled = args->expert_affinities_scaling_mode != MOE_NO_SCALE;
+    p->input_scaled = args->expert_affinities_scaling_mode == MOE_INPUT_SCALE;
     p->masked = p->all_expert && p->scaled && args->mask_unselected_experts;
     s = validate_shapes(args, p);
+    if (s == MOE_OK) s = check_gate(args, p);
     if (s == MOE_OK) s = check_block_size(args, (int64_t)p->T);
     if (s == MOE_OK) s = check_act(args, p);
     return s;

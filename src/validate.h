@@ -64,6 +64,14 @@ moe_status validate_fetched(const moe_experts_args *args, size_t count,
 moe_status validate_pointer(const char *name, const moe_tensor *t, uintptr_t out, size_t out_bytes,
                             bool in_place);
 
+/* What any tensor must be: known enumerators, an element type of the set, a sane rank, dimensions
+ * whose bytes fit. */
+moe_status validate_tensor(const char *name, const moe_tensor *t, unsigned dtypes, bool sbuf);
+
+/* T and H of rows [T, H] or [B, S, H]; then, that they are sizes which are taken. */
+moe_status validate_rows(const char *name, const moe_tensor *x, size_t *T, size_t *H);
+moe_status validate_rows_sizes(const char *name, size_t T, size_t H);
+
 /* The bytes [at, at + bytes) are apart from the output. */
 moe_status validate_apart(const char *name, const void *at, size_t bytes, uintptr_t out,
                           size_t out_bytes);

@@ -73,7 +73,7 @@ moe_status validate_pointer(const char *name, const moe_tensor *t, uintptr_t out
 static moe_status check_pointers(const problem *p, uintptr_t out, size_t out_bytes)
 {
     const moe_tkg_args *a = p->args;
-    bool eager = a->expert_affinities_eager != NULL;
+    bool eager = a->expert_affinities_eager != NULL, scaled = p->scaled && !p->routed;
     const struct {
         const char *name;
         const moe_tensor *t;
@@ -86,9 +86,9 @@ static moe_status check_pointers(const problem *p, uintptr_t out, size_t out_byt
         {"expert_gate_up_weights_scale", a->expert_gate_up_weights_scale, true},
         {"expert_down_weights_scale", a->expert_down_weights_scale, true},
         {"hidden_input_scale", a->hidden_input_scale, true},
-        {"expert_affinities", a->expert_affinities, p->scaled && !eager},
-        {"expert_affinities_eager", a->expert_affinities_eager, p->scaled},
-        {"expert_index", a->expert_index, !p->all_expert || p->masked},
+        {"expert_affinities", a->expert_affinities, scaled && !eager},
+        {"expert_affinities_eager", a->expert_affinities_eager, scaled},
+        {"expert_index", a->expert_index, (!p->all_expert || p->masked) && !p->routed},
         {"rank_id", a->rank_id, p->all_expert && p->scaled},
     };
     moe_status s = validate_pointer("hidden_input", a->hidden_input, out, out_bytes, true);
@@ -116,7 +116,7 @@ static moe_status check_rank(problem *p)
 
 static moe_status check_index(const problem *p)
 {
-    if (p->all_expert || p->args->skip_invalid_experts) return MOE_OK;
+    if (p->all_expert || p->args->skip_invalid_experts || p->routed) return MOE_OK;
     for (size_t t = 0; t < p->T; t++)
         for (size_t k = 0; k < p->K; k++) {
             int64_t e = problem_integer(p->args->expert_index, t * p->K + k);
@@ -128,11 +128,9 @@ static moe_status check_index(const problem *p)
     return MOE_OK;
 }
 
-moe_status problem_check(const moe_tkg_args *args, const void *output, size_t output_bytes,
-                         problem *p)
+moe_status problem_data(const void *output, size_t output_bytes, problem *p)
 {
-    moe_status s = problem_shape(args, p);
-    if (s != MOE_OK || p->T == 0) return s;
+    if (p->T == 0) return MOE_OK;
     size_t bytes, element = moe_dtype_size(p->output);
     problem_output(p, &bytes);
     if (output == NULL) return error_set(MOE_E_NULL_ARG, "output = NULL: required");
@@ -141,8 +139,15 @@ moe_status problem_check(const moe_tkg_args *args, const void *output, size_t ou
                          bytes);
     if ((uintptr_t)output % element != 0)
         return error_set(MOE_E_ALIGN, "output = %p: must be aligned to %zu bytes", output, element);
-    s = check_pointers(p, (uintptr_t)output, bytes);
+    moe_status s = check_pointers(p, (uintptr_t)output, bytes);
     if (s == MOE_OK) s = check_rank(p);
     if (s == MOE_OK) s = check_index(p);
     return s;
+}
+
+moe_status problem_check(const moe_tkg_args *args, const void *output, size_t output_bytes,
+                         problem *p)
+{
+    moe_status s = problem_shape(args, p);
+    return s == MOE_OK ? problem_data(output, output_bytes, p) : s;
 }

@@ -29,9 +29,7 @@ const char *validate_shape_text(const int64_t *shape, int rank, char *text)
     return text;
 }
 
-/* What any tensor must be: known enumerators, an element type of the set, a sane rank,
- * dimensions whose bytes fit. */
-static moe_status check_tensor(const char *name, const moe_tensor *t, unsigned dtypes, bool sbuf)
+moe_status validate_tensor(const char *name, const moe_tensor *t, unsigned dtypes, bool sbuf)
 {
     char text[TEXT];
     if ((int)t->dtype <= MOE_DTYPE_NONE || (int)t->dtype > VALIDATE_LAST_DTYPE)
@@ -103,7 +101,7 @@ static moe_status check_tensors(const void *structure, const spec *specs, size_t
         if (t == NULL && specs[i].required)
             return error_set(MOE_E_NULL_ARG, "%s = NULL: required", specs[i].name);
         if (t == NULL) continue;
-        moe_status s = check_tensor(specs[i].name, t, specs[i].dtypes, specs[i].sbuf);
+        moe_status s = validate_tensor(specs[i].name, t, specs[i].dtypes, specs[i].sbuf);
         if (s != MOE_OK) return s;
     }
     return MOE_OK;
@@ -147,38 +145,49 @@ moe_status validate_at_least_one(const char *name, const char *dimension, int64_
 
 /* ---- all of them ----------------------------------------------------------------------------- */
 
+moe_status validate_rows(const char *name, const moe_tensor *x, size_t *T, size_t *H)
+{
+    if (x->rank != 2 && x->rank != 3)
+        return error_set(MOE_E_DIM, "%s: rank = %d: must be 2 or 3", name, (int)x->rank);
+    *T = (size_t)(x->rank == 2 ? x->shape[0]
+                               : x->shape[0] * x->shape[1]); /* fits: validate_tensor */
+    *H = (size_t)x->shape[x->rank - 1];
+    return MOE_OK;
+}
+
+moe_status validate_rows_sizes(const char *name, size_t T, size_t H)
+{
+    moe_status s = validate_at_least_one(name, "H", (int64_t)H);
+    if (s == MOE_OK && T > INT32_MAX)
+        return error_set(MOE_E_OVERFLOW, "%s: T = %zu: must be at most %d", name, T, INT32_MAX);
+    return s;
+}
+
 /* T and H of hidden_input in any of its layouts. */
 static moe_status hidden_shape(const moe_tensor *x, problem *p)
 {
     char text[TEXT];
-    int64_t T, H;
+    size_t T = 0, H = 0;
     p->hidden = x->dtype;
     p->prequantised = validate_is_x4(x->dtype);
     if (p->prequantised && x->layout != MOE_LAYOUT_SBUF)
         return error_set(MOE_E_LAYOUT,
                          "hidden_input: layout = HBM: pre-quantised words must be in SBUF");
     if (x->layout == MOE_LAYOUT_HBM) {
-        if (x->rank != 2 && x->rank != 3)
-            return error_set(MOE_E_DIM, "hidden_input: rank = %d: must be 2 or 3", (int)x->rank);
-        T = x->rank == 2 ? x->shape[0] : x->shape[0] * x->shape[1]; /* fits: check_tensor */
-        H = x->shape[x->rank - 1];
+        moe_status s = validate_rows("hidden_input", x, &T, &H);
+        if (s != MOE_OK) return s;
     } else {
         if (x->rank != 3 || x->shape[0] != 128)
             return error_set(x->rank != 3 ? MOE_E_DIM : MOE_E_SHAPE,
                              "hidden_input: shape %s: must be %s in SBUF",
                              validate_shape_text(x->shape, x->rank, text),
                              p->prequantised ? "[128, H / 512, T]" : "[128, T, H / 128]");
-        T = p->prequantised ? x->shape[2] : x->shape[1];
-        H = p->prequantised ? x->shape[1] * 512 : x->shape[2] * 128;
+        T = (size_t)(p->prequantised ? x->shape[2] : x->shape[1]);
+        H = (size_t)(p->prequantised ? x->shape[1] * 512 : x->shape[2] * 128);
     }
-    moe_status s = validate_at_least_one("hidden_input", "H", H);
-    if (s != MOE_OK) return s;
-    if (T > INT32_MAX)
-        return error_set(MOE_E_OVERFLOW, "hidden_input: T = %lld: must be at most %d", (long long)T,
-                         INT32_MAX);
-    p->T = (size_t)T;
-    p->axis.H = (size_t)H;
-    return MOE_OK;
+    p->T = T;
+    p->axis.H = H;
+    return validate_rows_sizes("hidden_input", T, H);
 }
 
 /* [T, n] with n free, at least 1. */

@@ -128,7 +128,7 @@ static size_t tokens_of(const moe_tensor *x)
 static call describe_rows(const moe_tkg_args *a, const moe_experts_args *rows)
 {
     call c = {.a = a, .rows = rows, .mode = a->act_mode, .E_L = (size_t)rows->E_L};
-    c.mx = rows->gate.scale.dtype == MOE_E8M0;
+    c.mx = rows->up.scale.dtype == MOE_E8M0;
     if (c.mode == MOE_ACT_DEFAULT) c.mode = MOE_ACT_EXACT;
     c.H = (size_t)rows->H;
     c.I = c.lanes = (size_t)rows->I;
@@ -397,7 +397,7 @@ static float clamp(float v, const moe_optional_float *upper, const moe_optional_
     return v;
 }
 
-static float activation(const moe_tkg_args *a, float g)
+static float act(const moe_tkg_args *a, float g)
 {
     switch (a->activation_fn) {
     case MOE_SILU: return num_swish(g, 1.0f);
@@ -405,8 +405,17 @@ static float activation(const moe_tkg_args *a, float g)
     case MOE_GELU_TANH: return num_gelu_tanh(g);
     case MOE_SWISH: return num_swish(g, 1.702f);
     case MOE_RELU: return num_is_nan(g) ? g : g > 0 ? g : 0;
+    case MOE_RELU2: return num_is_nan(g) ? g : g > 0 ? g * g : 0;
     default: return num_swish(g, a->swiglu_alpha.value);
     }
+}
+
+static float activation(const moe_tkg_args *a, float g)
+{
+    float v = act(a, g);
+    return a->act_clamp_upper_limit.given && v > a->act_clamp_upper_limit.value
+               ? a->act_clamp_upper_limit.value
+               : v;
 }
 
 /* The f32 row scale and the bias of a sum. */
@@ -429,8 +438,9 @@ static float affine(const call *c, matrix m, size_t e, size_t row, size_t bias, 
     return b ? v + number(b, bias) : v;
 }
 
-/* The projection of lane to gate or up, with its scale, bias and limits. */
-static float projection(const call *c, matrix m, size_t e, size_t lane, const operands *x)
+/* The projection of lane to gate or up, with its factor, scale, bias and limits. */
+static float projection(const call *c, matrix m, size_t e, size_t lane, const float *factor,
+                        const operands *x)
 {
     const moe_tkg_args *a = c->a;
     size_t i = lane, bias = (e * 2 + m) * c->I + i;
@@ -443,21 +453,26 @@ static float projection(const call *c, matrix m, size_t e, size_t lane, const op
         bias = (((e * c->I_p + at.p) * 2 + m) * c->nI + at.tile) * 4 + at.q;
     }
     float v = pad ? 0 : product(c, m, e, i, block_count(c, m), x);
+    if (factor && !pad) v = v * *factor;
     v = affine(c, m, e, i, bias, v);
     return m == GATE ? clamp(v, &a->gate_clamp_upper_limit, &a->gate_clamp_lower_limit)
                      : clamp(v, &a->up_clamp_upper_limit, &a->up_clamp_lower_limit);
 }
 
-static void intermediate(const call *c, size_t e, const operands *x, operands *m)
+static void intermediate(const call *c, size_t e, const float *factor, const operands *x,
+                         operands *m)
 {
     const moe_tkg_args *a = c->a;
     moe_dtype down = c->rows ? c->rows->down.weights.dtype : a->expert_down_weights->dtype;
     bool rounded = c->mode == MOE_ACT_EXACT && a->hidden_input->dtype == MOE_BF16 &&
                    down != MOE_F16 && down != MOE_F32;
     for (size_t lane = 0; lane < c->lanes; lane++) {
-        float g = projection(c, GATE, e, lane, x), u = projection(c, UP, e, lane, x);
+        float u = projection(c, UP, e, lane, factor, x), v = 0;
         if (a->activation_fn == MOE_SWIGLU) u = u + a->swiglu_up_offset.value;
-        float v = activation(a, g) * u;
+        if (c->rows && c->rows->gate.weights.dtype == MOE_DTYPE_NONE)
+            v = activation(a, u);
+        else
+            v = activation(a, projection(c, GATE, e, lane, factor, x)) * u;
         m->value[lane] = rounded ? num_from_bf16(num_to_bf16(v)) : v;
     }
     quantise(c, DOWN, m);
@@ -468,13 +483,14 @@ static void add_expert(const call *c, size_t e, float affinity, const operands *
                        float *out)
 {
     const moe_tkg_args *a = c->a;
-    bool scaling = a->expert_affinities_scaling_mode == MOE_POST_SCALE;
+    bool scaling = a->expert_affinities_scaling_mode != MOE_NO_SCALE,
+         input = a->expert_affinities_scaling_mode == MOE_INPUT_SCALE;
     if (scaling && fabsf(affinity) < num_pow2(-126)) return;
-    intermediate(c, e, x, m);
+    intermediate(c, e, input ? &affinity : NULL, x, m);
     size_t blocks = down_blocks(c, e);
     for (size_t h = 0; h < c->H; h++) {
         float y = affine(c, DOWN, e, h, e * c->H + h, product(c, DOWN, e, h, blocks, m));
-        out[h] = scaling ? fmaf(affinity, y, out[h]) : out[h] + y;
+        out[h] = scaling && !input ? fmaf(affinity, y, out[h]) : out[h] + y;
     }
 }
 
@@ -488,7 +504,7 @@ static void all_experts(const call *c, size_t t, const operands *x, operands *m,
     const moe_tkg_args *a = c->a;
     for (size_t e = 0; e < c->E_L; e++) {
         float affinity = 1;
-        if (a->expert_affinities_scaling_mode == MOE_POST_SCALE) {
+        if (a->expert_affinities_scaling_mode != MOE_NO_SCALE) {
             int64_t global = integer(a->rank_id, 0) * (int64_t)c->E_L + (int64_t)e;
             affinity = at(a->expert_affinities, t, (size_t)global);
             bool selected = !a->mask_unselected_experts;
@@ -509,7 +525,7 @@ static void selected_experts(const call *c, size_t t, const operands *x, operand
         int64_t e = integer(a->expert_index, t * K + k);
         if (e < 0 || e >= (int64_t)c->E_L) continue; /* skip_invalid_experts */
         float affinity = 1;
-        if (a->expert_affinities_scaling_mode == MOE_POST_SCALE)
+        if (a->expert_affinities_scaling_mode != MOE_NO_SCALE)
             affinity = a->expert_affinities_eager ? at(a->expert_affinities_eager, t, k)
                                                   : at(a->expert_affinities, t, (size_t)e);
         add_expert(c, (size_t)e, affinity, x, m, out);

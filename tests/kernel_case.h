@@ -37,8 +37,9 @@ typedef struct kernel_case {
     kernel_operand operand;
     case_data data;
     size_t k, halves, tokens;
-    bool scale, bias; /* f32 rows */
-    bool at_end;      /* where everything lies in its pages */
+    bool scale, bias;    /* f32 rows */
+    const float *factor; /* gate_up: of each token, or NULL */
+    bool at_end;         /* where everything lies in its pages */
     /* the code of term k of a row (bf12: the bf16), or NULL: drawn */
     uint32_t (*code)(const struct kernel_case *c, size_t half, size_t row, size_t k);
     const void *user; /* of code */

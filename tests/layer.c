@@ -150,6 +150,7 @@ static void set_scalars(moe_tkg_args *args, const layer_spec *s)
         args->up_clamp_upper_limit = moe_given_float(1.0f);
         args->up_clamp_lower_limit = moe_given_float(-1.25f);
     }
+    if (s->act_clamp) args->act_clamp_upper_limit = moe_given_float(0.25f);
 }
 
 void layer_make_in(layer *l, const layer_spec *spec, const layer_memory *memory)
@@ -166,15 +167,15 @@ void layer_make_in(layer *l, const layer_spec *spec, const layer_memory *memory)
     if (s->affinity_type == MOE_DTYPE_NONE) s->affinity_type = MOE_F32;
     set_scalars(&l->args, s);
 
-    bool post = s->scaling == MOE_POST_SCALE,
+    bool affinities = s->scaling != MOE_NO_SCALE,
          scaled = layer_is_mx(l) || s->scales != LAYER_UNSCALED;
     const bool given[LAYER_TENSORS] = {
         [LAYER_HIDDEN] = true,
         [LAYER_GATE_UP] = true,
         [LAYER_DOWN] = true,
-        [LAYER_AFFINITIES] = post && !s->eager,
+        [LAYER_AFFINITIES] = affinities && !s->eager,
         [LAYER_INDEX] = !s->all_expert || s->mask,
-        [LAYER_RANK] = post && s->all_expert,
+        [LAYER_RANK] = affinities && s->all_expert,
         [LAYER_GATE_UP_BIAS] = s->gate_up_bias,
         [LAYER_DOWN_BIAS] = s->down_bias,
         [LAYER_GATE_UP_SCALE] = scaled,

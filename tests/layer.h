@@ -78,12 +78,13 @@ typedef struct layer_spec {
     layer_place place;
     bool all_expert;
     moe_affinity_scale scaling;
-    uint32_t rank; /* all-expert with POST_SCALE: (rank + 1) * E_L <= E */
+    uint32_t rank; /* all-expert with affinities: (rank + 1) * E_L <= E */
     bool mask;     /* mask_unselected_experts */
-    bool eager;    /* selective, POST_SCALE: the eager affinities in place of expert_affinities */
+    bool eager;    /* selective, with affinities: the eager affinities in place of expert_affinities */
     layer_scales scales; /* of plain weights; MX always has its own */
     bool gate_up_bias, down_bias;
     bool clamp; /* gate <= 1.5, gate >= -2, up <= 1, up >= -1.25: most rows hit them somewhere */
+    bool act_clamp;            /* act <= 0.25 */
     moe_activation activation; /* MOE_SWIGLU: alpha 1.702, up_offset 1 */
     moe_act_mode act_mode;
     moe_dtype output; /* output_dtype */

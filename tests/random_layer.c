@@ -64,16 +64,16 @@ static void draw_routing(layer_spec *s, dice *d)
     static const moe_dtype index_types[] = {MOE_I32, MOE_U32, MOE_I64};
     unsigned ranks = 1 + throw_die(d, 3);
     s->all_expert = one_in(d, 2);
-    s->scaling = one_in(d, 3) ? MOE_NO_SCALE : MOE_POST_SCALE;
+    s->scaling = one_in(d, 3) ? MOE_NO_SCALE : one_in(d, 3) ? MOE_INPUT_SCALE : MOE_POST_SCALE;
     s->index_type = index_types[throw_die(d, 3)];
     s->affinity_type = float_type(d);
     s->no_zero_affinity = one_in(d, 2);
     if (s->all_expert) {
         s->E = s->E_L * ranks;
         s->rank = throw_die(d, ranks);
-        s->mask = s->scaling == MOE_POST_SCALE && one_in(d, 2);
+        s->mask = s->scaling != MOE_NO_SCALE && one_in(d, 2);
     } else {
-        s->eager = s->scaling == MOE_POST_SCALE && one_in(d, 4);
+        s->eager = s->scaling != MOE_NO_SCALE && one_in(d, 4);
     }
 }
 
@@ -106,7 +106,8 @@ layer_spec random_layer(size_t kind, unsigned v)
     s.gate_up_bias = one_in(&d, 2);
     s.down_bias = one_in(&d, 2);
     s.clamp = one_in(&d, 2);
-    s.activation = (moe_activation)throw_die(&d, 6);
+    s.act_clamp = one_in(&d, 4);
+    s.activation = (moe_activation)throw_die(&d, MOE_RELU2 + 1);
     s.output = one_in(&d, 2) ? MOE_DTYPE_NONE : float_type(&d);
     for (unsigned bit = LAYER_WILD_SPECIAL; bit <= LAYER_WILD_ROUTING; bit *= 2)
         if (one_in(&d, 4)) s.wild |= bit;

@@ -318,8 +318,9 @@ static void test_enumerators(void **state)
         FIELD(block_size.given, 2),
         FIELD(swiglu_alpha.given, 2),
         FIELD(swiglu_up_offset.given, 2),
-        FIELD(expert_affinities_scaling_mode, MOE_PRE_SCALE_DELAYED + 1),
-        FIELD(activation_fn, MOE_SWIGLU + 1),
+        FIELD(act_clamp_upper_limit.given, 2),
+        FIELD(expert_affinities_scaling_mode, MOE_INPUT_SCALE + 1),
+        FIELD(activation_fn, MOE_RELU2 + 1),
         FIELD(act_mode, MOE_ACT_INT8 + 1),
         FIELD(output_dtype, MOE_DTYPE_COUNT),
     };
@@ -379,6 +380,7 @@ static void test_limits(void **state)
         {"gate_clamp_lower_limit", &l.args.gate_clamp_lower_limit},
         {"up_clamp_upper_limit", &l.args.up_clamp_upper_limit},
         {"up_clamp_lower_limit", &l.args.up_clamp_lower_limit},
+        {"act_clamp_upper_limit", &l.args.act_clamp_upper_limit},
     };
     for (size_t i = 0; i < COUNT(limits); i++) {
         static const float legal[] = {0.0f, -0.0f, 1e-45f, -3e38f, INFINITY, -INFINITY};
@@ -416,7 +418,8 @@ static void test_swiglu(void **state)
         expect_refused(&l.args, STATUS(MOE_E_NULL_ARG), BY_SHAPE, parameters[i].name, "not given");
         l.args.swiglu_alpha.given = l.args.swiglu_up_offset.given = 0;
         *parameters[i].field = moe_given_float(0.0f);
-        for (int activation = MOE_SILU; activation < MOE_SWIGLU; activation++) {
+        for (int activation = MOE_SILU; activation <= MOE_RELU2; activation++) {
+            if (activation == MOE_SWIGLU) continue;
             l.args.activation_fn = (moe_activation)activation;
             expect_refused(&l.args, STATUS(MOE_E_UNSUPPORTED), BY_SHAPE, parameters[i].name, "= 0");
         }

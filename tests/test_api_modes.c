@@ -31,7 +31,8 @@ static bool is_block_size(int64_t b, int64_t T)
 /* The statuses of the rules that c breaks; 0: c is legal. */
 static unsigned broken_rules(const combination *c)
 {
-    bool selective = !c->all_expert, scaled = c->scaling == MOE_POST_SCALE;
+    bool selective = !c->all_expert,
+         scaled = c->scaling == MOE_POST_SCALE || c->scaling == MOE_INPUT_SCALE;
     bool prequantised = c->place == LAYER_PREQUANT;
     const struct {
         bool broken;
@@ -154,7 +155,7 @@ static void test_mode_flags(void **state)
 {
     (void)state;
     static const int64_t tokens[] = {1, 16, 32, 129}, block_sizes[] = {0, 5, 8, 16};
-    enum { PRODUCT = 2 * 2 * 2 * 2 * 2 * 2 * 2 * 4 * 4 * 3 * 5 };
+    enum { PRODUCT = 2 * 2 * 2 * 2 * 2 * 2 * 2 * 5 * 4 * 3 * 5 };
     unsigned legal = 0, sample = 0;
     for (size_t i = 0; i < 2 * COUNT(tokens); i++) {
         combination c = {.mx = i % 2 == 1, .T = tokens[i / 2], .hidden = MOE_BF16};
@@ -170,7 +171,7 @@ static void test_mode_flags(void **state)
             c.eager = take(&rest, 2);
             c.affinities = take(&rest, 2);
             c.index = take(&rest, 2);
-            c.scaling = (moe_affinity_scale)take(&rest, 4);
+            c.scaling = (moe_affinity_scale)take(&rest, 5);
             unsigned scales = take(&rest, 4), input_scales = take(&rest, 3), block = take(&rest, 5);
             c.gate_up_scale = scales & 1;
             c.down_scale = scales & 2;
@@ -193,6 +194,7 @@ static void test_places_and_types(void **state)
     static const moe_dtype hidden[] = {MOE_BF16, MOE_F16, MOE_F32};
     static const moe_dtype weights[] = {MOE_BF16,   MOE_F16,      MOE_F32,     MOE_E4M3_IEEE,
                                         MOE_E4M3FN, MOE_MXFP4_X4, MOE_MXFP8_X4};
+    static const moe_affinity_scale scalings[] = {MOE_NO_SCALE, MOE_POST_SCALE, MOE_INPUT_SCALE};
     unsigned legal = 0;
     for (unsigned n = 0; n < COUNT(hidden) * COUNT(weights) * 4; n++) {
         unsigned rest = n;
@@ -203,10 +205,10 @@ static void test_places_and_types(void **state)
         c.mx = c.weights == MOE_MXFP4_X4 || c.weights == MOE_MXFP8_X4;
         layer l;
         make_layer(&l, &c);
-        for (unsigned m = 0; m < 2 * 2 * 2 * 2 * 2 * 4; m++) {
+        for (unsigned m = 0; m < 2 * 3 * 2 * 2 * 2 * 4; m++) {
             rest = m;
             c.all_expert = take(&rest, 2);
-            c.scaling = (moe_affinity_scale)take(&rest, 2);
+            c.scaling = scalings[take(&rest, COUNT(scalings))];
             c.hidden_scale = take(&rest, 2);
             c.output_in_sbuf = take(&rest, 2);
             c.gate_up_scale = c.down_scale = take(&rest, 2);

@@ -13,6 +13,7 @@
 #include "../tools/bench_run.h"
 #include "../tools/demo_check.h"
 #include "numeric.h"
+#include "weights_ref.h"
 
 #include <ctype.h>
 #include <stdio.h>
@@ -200,31 +201,23 @@ static void test_routing_file(void **state)
 
 /* ---- weights ------------------------------------------------------------------------------- */
 
-/* Weight (row, k) of matrix m, decoded with the library's own numbers. */
-static double weight(const bench_source *b, int m, size_t row, size_t k, size_t terms)
+/* Weight (row, k) of matrix m of expert 0. */
+static double weight(const bench_source *b, int m, size_t row, size_t k)
 {
-    const bench_image *i = &b->image[0];
-    size_t at = row * terms + k;
-    uint16_t wide;
-    float scale = 1;
-    memcpy(&wide, i->weights[m] + (b->format <= BENCH_FP16 ? 2 * at : 0), sizeof wide);
-    if (b->format == BENCH_FP8_ROW) memcpy(&scale, i->scale[m] + 4 * row, 4);
-    if (b->format == BENCH_FP8_STATIC) memcpy(&scale, i->scale[m], 4);
-    if (bench_format_is_mx(b->format)) scale = ldexpf(1, i->scale[m][at / 32] - 127);
-    switch (b->format) {
-    case BENCH_BF16:
-    case BENCH_BF16_LOSSLESS: return num_from_bf16(wide);
-    case BENCH_FP16: return num_from_f16(wide);
-    case BENCH_MXFP4:
-        return scale * num_from_e2m1((unsigned)i->weights[m][at / 2] >> at % 2 * 4 & 15u);
-    default: return scale * num_from_e4m3fn(i->weights[m][at]);
-    }
+    const moe_matrix *matrix[BENCH_MATRICES] = {&b->args.gate, &b->args.up, &b->args.down};
+    const moe_array *scale = &matrix[m]->scale, *rows = &matrix[m]->row_scale;
+    double w = weights_ref_value(matrix[m], 0, row, k);
+    if (scale->dtype != MOE_DTYPE_NONE && matrix[m]->scale_k == 0)
+        w *= weights_ref_number((const char *)scale->experts[0] + row * (size_t)scale->row_stride,
+                                scale->dtype);
+    if (rows->dtype != MOE_DTYPE_NONE) w *= weights_ref_number(rows->experts[0], rows->dtype);
+    return w;
 }
 
 static void test_weights_are_gaussian(void **state)
 {
     (void)state;
-    const shape s = {.name = "s", .H = 256, .I = 96, .E = 2, .K = 1, .bias = true};
+    const shape s = {.name = "s", .H = 512, .I = 256, .E = 2, .K = 1, .bias = true};
     team *t = team_create(2, NULL, 0);
     assert_non_null(t);
     for (bench_format f = 0; f < BENCH_FORMATS; f++) {
@@ -233,17 +226,17 @@ static void test_weights_are_gaussian(void **state)
         assert_true(bench_format_from_name(bench_format_name(f), &found) && found == f);
         assert_true(bench_source_make(&b, &s, f, 2, 5, t));
         for (int m = 0; m < BENCH_MATRICES; m++) {
-            size_t rows = m == 2 ? 256 : 96, terms = m == 2 ? 96 : 256;
+            size_t rows = m == 2 ? 512 : 256, terms = m == 2 ? 256 : 512;
             double sum = 0, square = 0;
             for (size_t i = 0; i < rows * terms; i++) {
-                double w = weight(&b, m, i / terms, i % terms, terms);
+                double w = weight(&b, m, i / terms, i % terms);
                 sum += w;
                 square += w * w;
             }
             assert_true(square / (double)rows > 0.25 && square / (double)rows < 4);
             assert_true(fabs(sum) < 5 * sqrt(square));
         }
-        assert_ptr_equal(b.args.down.weights.experts[1], b.image[1].weights[2]);
+        assert_ptr_equal(b.args.down.weights.experts[1], b.image[1].array[2][BENCH_WEIGHTS]);
         bench_source_free(&b);
     }
     team_destroy(t);
@@ -299,15 +292,16 @@ static void check_shape(const shape *s, moe_act_mode act)
     team *t = team_create(1, NULL, 0);
     bench_source source;
     bench_layer l;
+    cli_error error;
     router r;
     bench_batch b;
     assert_non_null(t);
     assert_true(bench_source_make(&source, s, BENCH_MXFP4, (size_t)s->E, 3, t));
-    assert_int_equal(bench_layer_pack(&l, NULL, &source, 1), MOE_OK);
+    assert_int_equal(bench_layer_pack(&l, NULL, &source, 1, &error), CLI_OK);
     assert_true(router_open(&r, ROUTE_UNIFORM, s, 3, NULL, message, sizeof message));
     assert_true(bench_batch_open(&b, s, 3));
     bench_batch_route(&b, &r, 3);
-    moe_tkg_args args = bench_batch_args(&b, s, l.experts[0], act);
+    moe_tkg_args args = bench_batch_args(&b, &l.call, l.experts[0], act);
     assert_int_equal(moe_tkg(NULL, &args, b.output, 3 * (size_t)s->H * sizeof *b.output), MOE_OK);
     for (size_t token = 0; token < 3; token++) {
         size_t H = (size_t)s->H, K = (size_t)s->K;

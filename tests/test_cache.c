@@ -27,7 +27,7 @@
 #include "io/cache_record.h"
 #include "io/hash.h"
 #include "io/safetensors.h"
-#include "layer_file.h"
+#include "loaded_layer.h"
 #include "safetensors_bytes.h"
 
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
@@ -195,7 +195,7 @@ static void run(const char *format, const char *path)
 
 static void save(unsigned kind, int64_t number, const char *directory)
 {
-    moe_layer *l = layer_file_make(kind, number);
+    moe_layer *l = loaded_layer_make(kind, number);
     MUST(moe_layer_save(l, directory));
     moe_layer_free(l);
 }
@@ -296,9 +296,9 @@ static void the_same_layer_comes_back(void **state)
 {
     (void)state;
     const char *at = in_folder("same"), *again = in_folder("again");
-    for (unsigned kind = 0; kind < LAYER_FILE_KINDS; kind++)
+    for (unsigned kind = 0; kind < LOADED_LAYER_KINDS; kind++)
         for (int threads = 1; threads <= 3; threads++) {
-            moe_layer *was = layer_file_make(kind, 3), *is;
+            moe_layer *was = loaded_layer_make(kind, 3), *is;
             moe_context *context;
             moe_context_options options = moe_context_options_init();
             options.threads = threads;
@@ -400,7 +400,7 @@ static void directories_of_several_models(void **state)
         at);
     refuses_to_open(at, MOE_E_MODEL, "is layer 1, as ");
     run("rm %s/layer-copy.moe", at);
-    moe_layer *l = layer_file_make(0, 2);
+    moe_layer *l = loaded_layer_make(0, 2);
     l->layers = 13;
     MUST(moe_layer_save(l, at));
     refuses_to_open(at, MOE_E_MODEL, "of another model (a-family, 13 layers)");
@@ -420,7 +420,7 @@ static void directories_of_several_models(void **state)
 static void places_that_cannot_be_written(void **state)
 {
     (void)state;
-    moe_layer *l = layer_file_make(2, 4);
+    moe_layer *l = loaded_layer_make(2, 4);
     run("touch %s", in_folder("a_file"));
     assert_int_equal(moe_layer_save(l, in_folder("a_file")), MOE_E_WRITE);
     assert_int_equal(moe_layer_save(l, in_folder("not/there")), MOE_E_WRITE);
@@ -485,7 +485,7 @@ static moe_status read_memory(const file_bytes *f, moe_layer **layer)
 static void every_bit_of_what_is_said(void **state)
 {
     (void)state;
-    for (unsigned kind = 0; kind < LAYER_FILE_KINDS - 1; kind++) {
+    for (unsigned kind = 0; kind < LOADED_LAYER_KINDS - 1; kind++) {
         save(kind, 5, in_folder("said"));
         file_bytes f = bytes_of_file(in_folder("said/layer-00005.moe"));
         size_t about = (size_t)number_at(&f, AT_ABOUT), refused = 0, sound = 0;
@@ -519,8 +519,8 @@ static void every_bit_of_what_is_said(void **state)
 static void every_length_of_what_is_said(void **state)
 {
     (void)state;
-    for (unsigned kind = 0; kind < LAYER_FILE_KINDS; kind++) {
-        moe_layer *l = layer_file_make(kind, 5);
+    for (unsigned kind = 0; kind < LOADED_LAYER_KINDS; kind++) {
+        moe_layer *l = loaded_layer_make(kind, 5);
         cache_images images = {77, l->shared != NULL ? 88 : 0}, got;
         size_t bytes, at;
         const char *rule;
@@ -550,7 +550,7 @@ static void every_length_of_what_is_said(void **state)
 static void what_is_said_must_be_so(void **state)
 {
     (void)state;
-    moe_layer *l = layer_file_make(0, 6), *got;
+    moe_layer *l = loaded_layer_make(0, 6), *got;
     moe_experts *own = l->experts, *shared = l->shared;
     const char *at = in_folder("so");
     l->experts = shared;
@@ -655,7 +655,7 @@ static void every_call_of_a_save_fails(void **state)
 {
     (void)state;
     const char *at = in_folder("save");
-    moe_layer *old = layer_file_make(2, 1), *new = layer_file_make(0, 1), *l;
+    moe_layer *old = loaded_layer_make(2, 1), *new = loaded_layer_make(0, 1), *l;
     int site = 0;
     for (bool came = true; came; site++) {
         run("rm -rf %s", at);
@@ -702,7 +702,7 @@ static void loads_and_saves_at_once(void **state)
     (void)state;
     enum { JOBS = 3 };
     const char *at = in_folder("jobs");
-    moe_layer *l = layer_file_make(0, 1);
+    moe_layer *l = loaded_layer_make(0, 1);
     MUST(moe_layer_save(l, at));
     moe_model *m = open_at(at);
     job j = {m, l, at};
@@ -773,7 +773,7 @@ static void a_cache_is_of_its_checkpoint(void **state)
     write_model(at, 2, 10);
     moe_model *m = open_at(at);
     for (int64_t i = 0; i < LAYERS; i++) {
-        moe_layer *l = layer_file_of(m, i);
+        moe_layer *l = loaded_layer_of(m, i);
         MUST(moe_layer_save(l, packed));
         MUST(moe_layer_free(l));
     }
@@ -844,7 +844,7 @@ static void a_cache_is_of_its_checkpoint(void **state)
 
     write_model(at, 2, 10);
     m = open_at(at);
-    moe_layer *l = layer_file_of(m, 1);
+    moe_layer *l = loaded_layer_of(m, 1);
     l->info.layer = 5;
     l->layers = 9;
     MUST(moe_layer_save(l, in_folder("further")));

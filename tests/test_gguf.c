@@ -358,11 +358,18 @@ static void texts_booleans_and_arrays(void **state)
     assert_true(gg_bool(file, "false", &truth) && !truth);
     assert_false(gg_bool(file, "ints", &truth));
 
-    assert_false(gg_array(file, "reals", &count));
     assert_false(gg_array(file, "words", &count));
     assert_false(gg_array(file, "text", &count));
     assert_false(gg_array_integer(file, "words", 0, &value));
     assert_int_equal(count, 77);
+    double real = -77;
+    assert_true(gg_array(file, "reals", &count));
+    assert_int_equal(count, 1);
+    assert_false(gg_array_integer(file, "reals", 0, &value));
+    assert_false(gg_array_real(file, "reals", 1, &real));
+    assert_true(real == -77);
+    assert_true(gg_array_real(file, "reals", 0, &real) && real == 1);
+    assert_true(gg_array_real(file, "ints", 1, &real) && real == -1);
     assert_true(gg_array(file, "ints", &count));
     assert_int_equal(count, 3);
     assert_true(gg_array_integer(file, "ints", 0, &value));
@@ -376,6 +383,24 @@ static void texts_booleans_and_arrays(void **state)
     assert_true(gg_array_integer(file, "bools", 1, &value) && value == 0);
     assert_false(gg_array_integer(file, "wide", 0, &value));
     assert_true(gg_array_integer(file, "wide", 1, &value) && value == 9);
+    closed(file, bytes);
+}
+
+/* Longer than other texts may be: there, and not kept. */
+static void texts_of_a_tokenizer(void **state)
+{
+    (void)state;
+    file_bytes bytes;
+    gg_file *file = opened("M0,3 Ktokenizer.model=8 Sgpt2 Ktokenizer.edge=8 X65536 "
+                           "Ktokenizer.json=8 X65537",
+                           &bytes);
+    const char *text = NULL;
+    assert_true(gg_string(file, "tokenizer.model", &text));
+    assert_string_equal(text, "gpt2");
+    assert_true(gg_string(file, "tokenizer.edge", &text));
+    assert_int_equal(strlen(text), 65536);
+    assert_true(gg_has(file, "tokenizer.json"));
+    assert_false(gg_string(file, "tokenizer.json", &text));
     closed(file, bytes);
 }
 
@@ -514,6 +539,7 @@ int main(void)
         cmocka_unit_test(every_rule),
         cmocka_unit_test(numbers),
         cmocka_unit_test(texts_booleans_and_arrays),
+        cmocka_unit_test(texts_of_a_tokenizer),
         cmocka_unit_test(tensors),
         cmocka_unit_test(types),
         cmocka_unit_test(every_truncation_is_refused),

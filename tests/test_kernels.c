@@ -77,24 +77,47 @@ static unsigned long control(void)
 
 /* ---- panels ---------------------------------------------------------------------------------- */
 
-/* Limits and offsets: none; gpt-oss; crossed ones. */
+/* Limits and offsets: none; gpt-oss; crossed ones; one behind the activation. */
+enum { KINDS = 7, LIMITS = 4 };
+
 static kernel_point point_of(uint64_t n)
 {
     static const struct {
         moe_activation activation;
         float alpha;
-    } kinds[] = {{MOE_SWISH, 1.0f},     {MOE_SWISH, 1.702f}, {MOE_GELU, 0.0f},
-                 {MOE_GELU_TANH, 0.0f}, {MOE_RELU, 0.0f},    {MOE_SWISH, -0.5f}};
-    kernel_point p = {kinds[n % 6].activation,
-                      kinds[n % 6].alpha,
-                      -0.0f,
-                      INFINITY,
-                      -INFINITY,
-                      INFINITY,
-                      -INFINITY};
-    if (n / 6 % 3 == 1) p.gate_upper = p.up_upper = 7, p.up_lower = -7, p.up_offset = 1;
-    if (n / 6 % 3 == 2) p.gate_upper = -1, p.gate_lower = 0.25f, p.up_upper = 0, p.up_lower = 0;
+    } kinds[] = {{MOE_SWISH, 1.0f}, {MOE_SWISH, 1.702f}, {MOE_GELU, 0.0f}, {MOE_GELU_TANH, 0.0f},
+                 {MOE_RELU, 0.0f},  {MOE_SWISH, -0.5f},  {MOE_RELU2, 0.0f}};
+    kernel_point p = {.activation = kinds[n % KINDS].activation,
+                      .alpha = kinds[n % KINDS].alpha,
+                      .up_offset = -0.0f,
+                      .gate_upper = INFINITY,
+                      .gate_lower = -INFINITY,
+                      .up_upper = INFINITY,
+                      .up_lower = -INFINITY,
+                      .act_upper = INFINITY};
+    switch (n / KINDS % LIMITS) {
+    case 1: p.gate_upper = p.up_upper = 7, p.up_lower = -7, p.up_offset = 1; break;
+    case 2: p.gate_upper = -1, p.gate_lower = 0.25f, p.up_upper = 0, p.up_lower = 0; break;
+    case 3: p.act_upper = n & 1 ? 0.75f : -0.0625f; break;
+    default: break;
+    }
     return p;
+}
+
+/* Like a wild operand: tokens of four kinds. */
+static float wild_float(uint64_t seed, size_t row, size_t i)
+{
+    uint64_t r = layer_random(seed, row, i);
+    uint32_t exponent = 120 + (uint32_t)(r >> 40) % 8, mantissa = (uint32_t)r & 0x7FFFFF;
+    switch ((row + seed) % 6) {
+    case 1: exponent = (uint32_t)(r >> 48) % 255; break;
+    case 2: exponent = r >> 48 & 1 ? 0 : 1; break;
+    case 3: return 0.0f;
+    case 4: exponent = i == seed % 32 ? 255 : exponent; break;
+    case 5: mantissa &= 0x780000 | (uint32_t)(r >> 48 & 1); break; /* ties */
+    default: break;
+    }
+    return num_float((uint32_t)(r >> 63) << 31 | exponent << 23 | mantissa);
 }
 
 /* Runs the kernel into rows of stride floats. */
@@ -109,7 +132,8 @@ static void run(const kernel_table *table, const kernel_case *c, bool down,
     if (down)
         table->down[c->format][o](&(kernel_down){c->panel, tiles, out, stride});
     else
-        table->gate_up[c->format][o](&(kernel_gate_up){c->panel, tiles, point, out, stride});
+        table->gate_up[c->format][o](
+            &(kernel_gate_up){c->panel, tiles, point, c->factor, out, stride});
     unsigned long after = control();
     fpenv_leave(saved);
     if (before != after) fail_msg("floating-point environment: %s", current);
@@ -127,7 +151,7 @@ static guarded output_memory;
 static void expect_case(kernel_case *c, bool down, const kernel_point *point, size_t turn)
 {
     static float expected[KERNEL_TOKENS * 2 * KERNEL_ROWS];
-    size_t columns = down ? c->halves * KERNEL_ROWS : KERNEL_ROWS;
+    size_t columns = down || point->ungated ? c->halves * KERNEL_ROWS : KERNEL_ROWS;
     bool made = false;
     for (size_t i = 1; cpu_level(i) != NULL; i++) {
         const kernel_table *table = cpu_level(i);
@@ -160,8 +184,8 @@ static uint64_t first_seed(void)
     return environment ? strtoull(environment, NULL, 0) : 0;
 }
 
-/* All tokens by all k by gate_up, down and down of one half; each time another width, data, f32
- * rows and activation. */
+/* All tokens by all k by gate_up, down, down of one half and gate_up without gate of one half or
+ * two; each time another width, data, f32 rows and activation. */
 static void each_shape(kernel_format f, kernel_operand o)
 {
     static const size_t plain_k[] = {2, 4, 6, 8, 30, 32, 34, 64, 510, 512, 514, 1030, 1024, 1570};
@@ -173,16 +197,16 @@ static void each_shape(kernel_format f, kernel_operand o)
                           : like_another           ? 1
                                                    : 3,
                  step = is_set("MOE_QUICK") ? 16 : 1;
-    for (size_t n = 0; n < rounds * COUNT(tokens) * count * 3; n += step) {
+    for (size_t n = 0; n < rounds * COUNT(tokens) * count * 4; n += step) {
         uint64_t seed = first_seed() + n * 64 + f * 8 + o, draw = case_random(seed, 0);
-        size_t shape = n / 3;
+        size_t shape = n / 4;
         kernel_case c = {.seed = draw >> 8,
                          .format = f,
                          .operand = o,
                          .data = (case_data)(draw % CASE_DATA),
                          .k =
                              kernel_is_scaled(f) ? scaled_k[shape % count] : plain_k[shape % count],
-                         .halves = n % 3 == 2 ? 1 : 2,
+                         .halves = n % 4 == 2 || (n % 4 == 3 && draw >> 37 & 1) ? 1 : 2,
                          .tokens = tokens[shape / count % COUNT(tokens)],
                          .scale = draw >> 32 & 1,
                          .bias = draw >> 33 & 1,
@@ -190,7 +214,11 @@ static void each_shape(kernel_format f, kernel_operand o)
         if (c.tokens > 12 && c.k > 64 && (is_set("MOE_QUICK") || (draw >> 35 & 3) != 0))
             c.tokens = 14 + draw % 8; /* all of them would take long */
         kernel_point point = point_of(draw >> 40);
-        expect_case(&c, n % 3 != 0, &point, (size_t)(draw >> 50));
+        static float factor[KERNEL_TOKENS];
+        for (size_t t = 0; t < KERNEL_TOKENS; t++) factor[t] = wild_float(draw, t, t);
+        if (draw >> 36 & 1) c.factor = factor;
+        point.ungated = n % 4 == 3;
+        expect_case(&c, n % 4 == 1 || n % 4 == 2, &point, (size_t)(draw >> 50));
     }
 }
 
@@ -321,14 +349,14 @@ static void test_activations(void **state)
     (void)state;
     uint32_t step = is_set("MOE_QUICK") ? 272 : 16;
     for (uint32_t first = 0; first < 65536; first += step)
-        for (uint64_t n = 0; n < 18; n += 1 + first / step % 3) {
+        for (uint64_t n = 0; n < (uint64_t)KINDS * LIMITS; n += 1 + first / step % 3) {
             static float bias[2][KERNEL_ROWS] __attribute__((aligned(64)));
             static uint32_t x[32] __attribute__((aligned(64)));
             float expected[KERNEL_ROWS], out[KERNEL_ROWS] __attribute__((aligned(64)));
             for (uint32_t r = 0; r < KERNEL_ROWS; r++) {
                 uint64_t draw = case_random(first, n * 16 + r);
                 bias[0][r] = num_float((first + r) << 16 | (uint32_t)(draw >> 48));
-                bias[1][r] = n < 6 ? 1.0f : num_float((uint32_t)draw);
+                bias[1][r] = n < KINDS ? 1.0f : num_float((uint32_t)draw);
             }
             kernel_case c = {.format = FORMAT_MXFP4,
                              .halves = 2,
@@ -349,22 +377,6 @@ static void test_activations(void **state)
 }
 
 /* ---- quantize and reduce --------------------------------------------------------------------- */
-
-/* Like a wild operand: tokens of four kinds. */
-static float wild_float(uint64_t seed, size_t row, size_t i)
-{
-    uint64_t r = layer_random(seed, row, i);
-    uint32_t exponent = 120 + (uint32_t)(r >> 40) % 8, mantissa = (uint32_t)r & 0x7FFFFF;
-    switch ((row + seed) % 6) {
-    case 1: exponent = (uint32_t)(r >> 48) % 255; break;
-    case 2: exponent = r >> 48 & 1 ? 0 : 1; break;
-    case 3: return 0.0f;
-    case 4: exponent = i == seed % 32 ? 255 : exponent; break;
-    case 5: mantissa &= 0x780000 | (uint32_t)(r >> 48 & 1); break; /* ties */
-    default: break;
-    }
-    return num_float((uint32_t)(r >> 63) << 31 | exponent << 23 | mantissa);
-}
 
 static void quantize_case(uint64_t seed, kernel_rounding r, kernel_operand o)
 {

@@ -286,6 +286,76 @@ static float exp_one(float z)
     return num_exp(z, 0.0f);
 }
 
+static float relu2(float g)
+{
+    return num_relu(g) * num_relu(g);
+}
+
+static double relu2_exact(double g)
+{
+    return g > 0 ? g * g : 0;
+}
+
+static double sigmoid_exact(double v)
+{
+    return 1 / (1 + exp(-v));
+}
+
+/* Below that exp is zero, and the root of what it should be is not small. */
+static bool has_softplus(double v)
+{
+    return v >= -87.33;
+}
+
+static float sqrt_softplus(float v)
+{
+    return has_softplus((double)v) ? num_sqrt_softplus(v) : 0.0f;
+}
+
+static double sqrt_softplus_exact(double v)
+{
+    if (!has_softplus(v)) return 0;
+    return sqrt(v > 0 ? v + log1p(exp(-v)) : log1p(exp(v)));
+}
+
+static float log1p_unit(float x)
+{
+    return x >= 0.0f && x <= 1.0f ? num_log1p(x) : 0.0f;
+}
+
+static double log1p_exact(double x)
+{
+    return x >= 0 && x <= 1 ? log1p(x) : 0;
+}
+
+static float exp_difference(float a)
+{
+    return num_exp_difference(a, 17.2345f);
+}
+
+static double exp_difference_exact(double a)
+{
+    return exp(a - (double)17.2345f);
+}
+
+static double units_one(double v)
+{
+    (void)v;
+    return 1.01;
+}
+
+static double units_log(double v)
+{
+    (void)v;
+    return 1.5;
+}
+
+static double units_score(double v)
+{
+    (void)v;
+    return 2.5;
+}
+
 static double units_exp(double z)
 {
     (void)z;
@@ -315,7 +385,12 @@ static const function FUNCTIONS[] = {
     {"swish", swish, swish_1702_exact, units_swish},
     {"swish, alpha -1.25", swish_odd, swish_odd_exact, units_swish},
     {"gelu", num_gelu, gelu_exact, units_gelu},
-    {"gelu_tanh", num_gelu_tanh, gelu_tanh_exact, units_gelu_tanh}};
+    {"gelu_tanh", num_gelu_tanh, gelu_tanh_exact, units_gelu_tanh},
+    {"relu2", relu2, relu2_exact, units_one},
+    {"log1p", log1p_unit, log1p_exact, units_log},
+    {"exp of a difference", exp_difference, exp_difference_exact, units_log},
+    {"sigmoid", num_sigmoid, sigmoid_exact, units_score},
+    {"sqrt_softplus", sqrt_softplus, sqrt_softplus_exact, units_score}};
 
 /* The error at one finite x as a part of what is allowed: units of the result, and FLOOR below
  * f32's normal range. */
@@ -416,6 +491,25 @@ static void test_special_values(void **state)
         {num_gelu_tanh, NAN, NAN},
         {num_gelu_tanh, 3e38f, 3e38f},
         {num_gelu_tanh, -3e38f, -0.0f},
+        {relu2, -0.0f, 0.0f},
+        {relu2, -inf, 0.0f},
+        {relu2, 3e38f, inf},
+        {relu2, NAN, NAN},
+        {num_sigmoid, 0.0f, 0.5f},
+        {num_sigmoid, inf, 1.0f},
+        {num_sigmoid, -inf, 0.0f},
+        {num_sigmoid, -100.0f, 0.0f},
+        {num_sigmoid, NAN, NAN},
+        {num_sqrt_softplus, inf, inf},
+        {num_sqrt_softplus, -inf, 0.0f},
+        {num_sqrt_softplus, 100.0f, 10.0f},
+        {num_sqrt_softplus, -88.0f, 0.0f},
+        {num_sqrt_softplus, NAN, NAN},
+        {num_log1p, 0.0f, 0.0f},
+        {exp_difference, 17.2345f, 1.0f},
+        {exp_difference, -inf, 0.0f},
+        {exp_difference, inf, inf},
+        {exp_difference, NAN, NAN},
     };
     unsigned long saved = canon_enter();
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

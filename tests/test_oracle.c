@@ -232,6 +232,32 @@ static void test_by_hand(void **state)
     expect_row(&s, 2 * (20 + 10) + 50, 2 * (-10 + 20) + 30);
 }
 
+static void test_more_rules_by_hand(void **state)
+{
+    (void)state;
+    tiny s;
+    tiny_make(&s);
+    s.args.activation_fn = MOE_RELU2;
+    expect_row(&s, 2 * 0.5 * 96, 2 * 0.5 * -48);
+    s.args.act_clamp_upper_limit = moe_given_float(2.5f);
+    expect_row(&s, 2 * 0.5 * 15, 2 * 0.5 * -7.5);
+    s.args.act_clamp_upper_limit.given = 0;
+    /* g = 2, u = 1.5 and, of expert 1, g = 8, u = -6 */
+    s.args.expert_affinities_scaling_mode = MOE_INPUT_SCALE;
+    expect_row(&s, 2 * 12 - 768, 2 * -6 + 384);
+    float eager[3] = {0.5f, -2, 1};
+    moe_tensor given = tensor_of(eager, MOE_F32, 2, 1, 3, 0, 0);
+    s.args.expert_affinities_eager = &given;
+    expect_row(&s, 12 - 768 + 96, -6 + 384 - 48);
+    eager[1] = 0;
+    expect_row(&s, 12 + 96, -6 - 48);
+    /* without a gate: u = 3 - 2, of expert 1 0.5 + 4 */
+    s.args.expert_affinities_eager = NULL;
+    s.args.expert_affinities_scaling_mode = MOE_POST_SCALE;
+    s.t[1].shape[2] = 1;
+    expect_row(&s, 2 * 0.5 * 2 - 2 * 40.5, 2 * 0.5 * -1 + 2 * 20.25);
+}
+
 static void test_all_expert_by_hand(void **state)
 {
     (void)state;
@@ -430,6 +456,7 @@ int main(void)
         cmocka_unit_test(test_golden_units),
         cmocka_unit_test(test_golden_cases),
         cmocka_unit_test(test_by_hand),
+        cmocka_unit_test(test_more_rules_by_hand),
         cmocka_unit_test(test_all_expert_by_hand),
         cmocka_unit_test(test_special_values_by_hand),
         cmocka_unit_test(test_overflow_is_unbounded),

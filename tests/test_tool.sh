@@ -79,10 +79,10 @@ static=$golden/fp8static_bf16_sel_post_silu_k2_t3.safetensors
 expect 0 "$tool" --version
 out_has '^moe-tkg [0-9]*\.[0-9]*\.[0-9]*$'
 expect 0 "$tool" --help
-for command in bench demo verify run info; do
+for command in bench demo verify run inspect pack info; do
     out_has "^  $command "
 done
-for command in bench demo verify run info; do
+for command in bench demo verify run inspect pack info; do
     expect 0 "$tool" $command --help
     out_has "^usage: moe-tkg $command"
     out_has '^Example: moe-tkg'
@@ -462,12 +462,21 @@ silent err
 
 # Every format in every mode that it has; E is what --experts leaves.
 all=bf16,bf16-lossless,f16,fp8,fp8-static,mxfp8,mxfp4
+integers=mxfp4,nvfp4,int4-g32,int4-g64,int4-g128,q8_0,q4_0,q4_k,q5_k,q6_k
 bench 0 --shape gpt-oss-20b --experts 4 --weights mxfp4 --tokens 2 --json --repetitions 1
 out_has '"E": 4'
 sound 2880 2880 4 1
 bench 0 --shape 96,64,5,2 --weights $all --tokens 2 --json
 sound 96 64 2 7
 for weights in bf16 bf16-lossless fp16 fp8-row fp8-static mxfp8 mxfp4; do
+    out_has "\"weights\": \"$weights\""
+done
+bench 0 --shape 256,512,3,2 --weights $integers,fp8-channel,fp8-block --tokens 1,3 --json
+sound 256 512 2 24
+bench 0 --shape 256,512,3,2 --weights $integers --act int8 --tokens 2 --json
+sound 256 512 2 10
+for weights in fp8-channel fp8-block $(echo $integers | tr , ' '); do
+    bench 0 --shape 256,256,2,1 --weights $weights --json --tokens 1
     out_has "\"weights\": \"$weights\""
 done
 bench 0 --shape 96,64,5,2 --weights mxfp4,mxfp8 --act mxfp8 --tokens 1,128 --json
@@ -478,12 +487,16 @@ out_has '"threads": 1'
 bench 0 --shape 65,33,3,3 --weights bf16,fp16,fp8-row,fp8-static --tokens 5 --json
 sound 65 33 3 4
 for act in mxfp8 int8; do
-    for weights in bf16 bf16-lossless fp16 fp8-row fp8-static; do
+    for weights in bf16 bf16-lossless fp16 fp8-row fp8-static fp8-channel fp8-block; do
         usage "$weights: --act $act needs" "$tool" bench --weights $weights --act $act
     done
 done
-usage 'mxfp8: --act int8 needs mxfp4' "$tool" bench --weights mxfp4,mxfp8 --act int8
+usage 'q4_k: --act mxfp8 needs' "$tool" bench --shape 256,256,2,1 --weights q4_k --act mxfp8
+usage 'mxfp8: --act int8 needs 4-bit or integer weights' "$tool" bench --weights mxfp4,mxfp8 --act int8
 usage 'mxfp4: needs H and I in multiples of 32' "$tool" bench --shape 64,33,4,2 --weights mxfp4
+usage 'nvfp4: needs H and I in multiples of 16' "$tool" bench --shape 64,24,4,2 --weights nvfp4
+usage 'int4-g64: needs H and I in multiples of 64' "$tool" bench --shape 96,64,4,2 --weights int4-g64
+usage 'q6_k: needs H and I in multiples of 256' "$tool" bench --weights q6_k
 usage 'bf16 twice' "$tool" bench --weights bf16,bf16
 for list in mxfp5 '' 'bf16,' ',bf16' BF16; do
     usage '--weights' "$tool" bench --weights "$list"

@@ -1,102 +1,23 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_layer.c - makes the weights of a layer and packs them.
- *
- * Owns their distribution: Gaussian, rounded to the format, scaled so that gate and up come out
- * near 1 in size.  A weight is drawn from a table of 65536 rounded ones, since a call does not see
- * the difference and a layer has billions.  Knows nothing of how the operator is timed. */
+/* bench_layer.c - makes the experts of a layer.  Knows nothing of how the operator is timed. */
 #include "bench_layer.h"
 
 #include "rng.h"
 
-#include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
-typedef struct format_facts {
-    const char *name;
-    moe_dtype weights;
-    unsigned bits; /* of an element */
-    bool mx;
-} format_facts;
-
-static const format_facts FORMATS[BENCH_FORMATS] = {
-    [BENCH_BF16] = {"bf16", MOE_BF16, 16, false},
-    [BENCH_BF16_LOSSLESS] = {"bf16-lossless", MOE_BF16, 16, false},
-    [BENCH_FP16] = {"fp16", MOE_F16, 16, false},
-    [BENCH_FP8_ROW] = {"fp8-row", MOE_E4M3FN, 8, false},
-    [BENCH_FP8_STATIC] = {"fp8-static", MOE_E4M3FN, 8, false},
-    [BENCH_MXFP8] = {"mxfp8", MOE_E4M3FN, 8, true},
-    [BENCH_MXFP4] = {"mxfp4", MOE_E2M1_X2, 4, true},
-};
-
-enum { BLOCK = 32, TABLE = 1 << 16, STREAM_TABLE = 1000, STREAM_IMAGE = 2000 };
-
-bool bench_format_from_name(const char *text, bench_format *format)
-{
-    if (strcmp(text, "f16") == 0) text = "fp16";
-    if (strcmp(text, "fp8") == 0) text = "fp8-row";
-    for (int i = 0; i < BENCH_FORMATS; i++) {
-        if (strcmp(text, FORMATS[i].name) != 0) continue;
-        *format = (bench_format)i;
-        return true;
-    }
-    return false;
-}
-
-const char *bench_format_name(bench_format format)
-{
-    return FORMATS[format].name;
-}
-
-bool bench_format_is_mx(bench_format format)
-{
-    return FORMATS[format].mx;
-}
-
-const char *bench_refusal(const shape *s, bench_format format, moe_act_mode act)
-{
-    if (FORMATS[format].mx && (s->H % BLOCK || s->I % BLOCK))
-        return "needs H and I in multiples of 32, the block of a scale";
-    if (act == MOE_ACT_MXFP8 && !FORMATS[format].mx) return "--act mxfp8 needs mxfp4 or mxfp8";
-    if (act == MOE_ACT_INT8 && format != BENCH_MXFP4) return "--act int8 needs mxfp4";
-    return NULL;
-}
+enum { STREAM_IMAGE = 2000, ALIGN = 64 };
 
 /* ---- sizes --------------------------------------------------------------------------------- */
-
-static size_t rows_of(const shape *s, int matrix)
-{
-    return (size_t)(matrix == 2 ? s->H : s->I);
-}
-
-static size_t terms_of(const shape *s, int matrix)
-{
-    return (size_t)(matrix == 2 ? s->I : s->H);
-}
-
-static size_t weight_bytes(const shape *s, bench_format format, int matrix)
-{
-    return rows_of(s, matrix) * terms_of(s, matrix) * FORMATS[format].bits / 8;
-}
-
-static size_t scale_bytes(const shape *s, bench_format format, int matrix)
-{
-    if (FORMATS[format].mx) return rows_of(s, matrix) * terms_of(s, matrix) / BLOCK;
-    if (format == BENCH_FP8_ROW) return rows_of(s, matrix) * sizeof(float);
-    return format == BENCH_FP8_STATIC ? sizeof(float) : 0;
-}
-
-static size_t bias_bytes(const shape *s, int matrix)
-{
-    return s->bias ? rows_of(s, matrix) * sizeof(uint16_t) : 0;
-}
 
 size_t bench_image_bytes(const shape *s, bench_format format)
 {
     size_t bytes = 0;
     for (int m = 0; m < BENCH_MATRICES; m++)
-        bytes += weight_bytes(s, format, m) + scale_bytes(s, format, m) + bias_bytes(s, m);
+        for (int a = 0; a < BENCH_ARRAYS; a++)
+            bytes += bench_array_bytes(s, format, m, (bench_array)a);
     return bytes;
 }
 
@@ -108,126 +29,16 @@ size_t bench_images(const shape *s, bench_format format)
     return n;
 }
 
-/* ---- numbers ------------------------------------------------------------------------------- */
-
-static uint16_t to_bf16(float value)
-{
-    uint32_t bits;
-    memcpy(&bits, &value, sizeof bits);
-    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
-}
-
-/* The code of a small float: `exponents` bits with that bias, `mantissas` bits, no infinities;
- * rounded to nearest, ties to even, at most largest. */
-static unsigned to_small(double value, int mantissas, int bias, double largest, int sign_bit)
-{
-    double size = fabs(value);
-    if (size > largest) size = largest;
-    int exponent = size > 0 ? ilogb(size) : 1 - bias;
-    if (exponent < 1 - bias) exponent = 1 - bias;           /* a subnormal */
-    double units = rint(ldexp(size, mantissas - exponent)); /* a carry makes the next exponent */
-    unsigned code = (unsigned)(exponent - 1 + bias) << mantissas;
-    code += (unsigned)units; /* a normal number's leading 1 adds the missing 1 of the exponent */
-    return code | (value < 0 ? 1u << sign_bit : 0);
-}
-
-static uint16_t to_f16(double value)
-{
-    return (uint16_t)to_small(value, 10, 15, 65504, 15);
-}
-
-static uint8_t to_e4m3fn(double value)
-{
-    return (uint8_t)to_small(value, 3, 7, 448, 7);
-}
-
-static uint8_t to_e2m1(double value)
-{
-    return (uint8_t)to_small(value, 1, 1, 6, 3);
-}
-
-/* What 1 standard deviation is in the format's codes: where its largest number is reached about as
- * often as scales of that kind let it be.  The largest of 32 Gaussian numbers is near 2.1. */
-static double unit_of(bench_format format)
-{
-    switch (format) {
-    case BENCH_FP8_ROW:
-    case BENCH_FP8_STATIC: return 448 / 5.0;
-    case BENCH_MXFP8: return 384 / 2.1;
-    case BENCH_MXFP4: return 5 / 2.1;
-    default: return 1;
-    }
-}
-
-/* The scale of a matrix: that of weights of variance 1 / terms. */
-static double deviation(const shape *s, int matrix)
-{
-    return 1 / sqrt((double)terms_of(s, matrix));
-}
-
-/* TABLE random weights: 16 bits each, or 8 bits, which are two codes of MXFP4. */
-static void make_table(uint8_t *table, const bench_source *b, int matrix)
-{
-    uint64_t state = rng_stream(b->seed, STREAM_TABLE + (uint64_t)matrix);
-    double unit = unit_of(b->format);
-    for (size_t i = 0; i < TABLE; i++) {
-        double x = rng_normal(&state);
-        uint16_t wide;
-        switch (FORMATS[b->format].weights) {
-        case MOE_BF16: wide = to_bf16((float)(x * deviation(b->shape, matrix))); break;
-        case MOE_F16: wide = to_f16(x * deviation(b->shape, matrix)); break;
-        case MOE_E4M3FN: table[i] = to_e4m3fn(x * unit); continue;
-        default:
-            table[i] = (uint8_t)(to_e2m1(x * unit) | to_e2m1(rng_normal(&state) * unit) << 4);
-            continue;
-        }
-        memcpy(table + 2 * i, &wide, sizeof wide);
-    }
-}
-
 /* ---- experts ------------------------------------------------------------------------------- */
-
-static void fill_weights(uint8_t *p, size_t bytes, const uint8_t *table, size_t width,
-                         uint64_t *state)
-{
-    for (size_t i = 0; i < bytes;) {
-        uint64_t r = rng_next(state);
-        for (int n = 0; n < 4 && i < bytes; n++, r >>= 16, i += width) {
-            const uint8_t *from = table + (r & 0xffff) * width;
-            p[i] = from[0];
-            if (width == 2) p[i + 1] = from[1];
-        }
-    }
-}
-
-static void fill_scale(const bench_source *b, int matrix, uint8_t *p, uint64_t *state)
-{
-    double scale = deviation(b->shape, matrix) / unit_of(b->format);
-    size_t bytes = scale_bytes(b->shape, b->format, matrix);
-    if (FORMATS[b->format].mx) { /* powers of two around it */
-        int low = 126 + (int)lrint(log2(scale));
-        for (size_t i = 0; i < bytes; i++) p[i] = (uint8_t)(low + (int)rng_below(state, 3));
-        return;
-    }
-    for (size_t i = 0; i < bytes; i += sizeof(float)) {
-        float f = (float)(scale * (0.75 + rng_unit(state) / 2));
-        memcpy(p + i, &f, sizeof f);
-    }
-}
 
 static void fill_image(const bench_source *b, size_t i, const uint8_t *const *table)
 {
     uint64_t state = rng_stream(b->seed, STREAM_IMAGE + i);
-    for (int m = 0; m < BENCH_MATRICES; m++) {
-        const bench_image *image = &b->image[i];
-        fill_weights(image->weights[m], weight_bytes(b->shape, b->format, m), table[m],
-                     FORMATS[b->format].bits == 16 ? 2 : 1, &state);
-        if (image->scale[m]) fill_scale(b, m, image->scale[m], &state);
-        for (size_t r = 0; image->bias[m] && r < rows_of(b->shape, m); r++) {
-            uint16_t bias = to_bf16((float)(0.5 * rng_normal(&state)));
-            memcpy(image->bias[m] + r * sizeof bias, &bias, sizeof bias);
-        }
-    }
+    for (int m = 0; m < BENCH_MATRICES; m++)
+        for (int a = 0; a < BENCH_ARRAYS; a++)
+            if (b->image[i].array[m][a])
+                bench_array_fill(b->image[i].array[m][a], b->shape, b->format, m, (bench_array)a,
+                                 table[m], &state);
 }
 
 typedef struct fill_job {
@@ -249,71 +60,60 @@ static void fill_images(void *arg, size_t thread)
 moe_experts_args bench_describe(const shape *s, bench_format format)
 {
     moe_experts_args args = moe_experts_args_init();
-    moe_matrix *matrix[BENCH_MATRICES] = {&args.gate, &args.up, &args.down};
     args.E_L = s->E;
     args.H = s->H;
     args.I = s->I;
     if (format == BENCH_BF16_LOSSLESS) args.packing = MOE_PACK_LOSSLESS;
-    for (int m = 0; m < BENCH_MATRICES; m++) {
-        int64_t rows = (int64_t)rows_of(s, m), k = (int64_t)terms_of(s, m);
-        matrix[m]->weights = moe_array_dense(NULL, FORMATS[format].weights, rows, k);
-        if (FORMATS[format].mx) matrix[m]->scale = moe_array_dense(NULL, MOE_E8M0, rows, k / BLOCK);
-        if (format == BENCH_FP8_ROW || format == BENCH_FP8_STATIC)
-            matrix[m]->scale = moe_array_dense(NULL, MOE_F32, rows, 1);
-        if (format == BENCH_FP8_STATIC) matrix[m]->scale.row_stride = 0;
-        if (s->bias) matrix[m]->bias = moe_array_dense(NULL, MOE_BF16, rows, 1);
-    }
+    args.gate = bench_matrix(s, format, 0);
+    args.up = bench_matrix(s, format, 1);
+    args.down = bench_matrix(s, format, 2);
     return args;
 }
 
-/* The next array of an image, at a multiple of 64; NULL if there is none of these bytes. */
-static uint8_t *place(uint8_t **at, size_t bytes)
-{
-    uint8_t *p = *at;
-    *at += (bytes + 63) / 64 * 64;
-    return bytes ? p : NULL;
-}
-
+/* The arrays of an image one after the other, at multiples of ALIGN. */
 static uint8_t *place_image(const bench_source *b, bench_image *image, uint8_t *at)
 {
-    for (int m = 0; m < BENCH_MATRICES; m++) {
-        image->weights[m] = place(&at, weight_bytes(b->shape, b->format, m));
-        image->scale[m] = place(&at, scale_bytes(b->shape, b->format, m));
-        image->bias[m] = place(&at, bias_bytes(b->shape, m));
-    }
+    for (int m = 0; m < BENCH_MATRICES; m++)
+        for (int a = 0; a < BENCH_ARRAYS; a++) {
+            size_t bytes = bench_array_bytes(b->shape, b->format, m, (bench_array)a);
+            image->array[m][a] = bytes ? at : NULL;
+            at += (bytes + ALIGN - 1) / ALIGN * ALIGN;
+        }
     return at;
 }
 
-/* Gives the array the pointers of its experts; which: the offset of the array in a bench_image. */
-static const void **point(const bench_source *b, moe_array *a, size_t which, const void **pointer)
-{
-    if (a->dtype == MOE_DTYPE_NONE) return pointer;
-    a->experts = pointer;
-    for (int64_t e = 0; e < b->shape->E; e++)
-        memcpy(pointer++, (const char *)&b->image[(size_t)e % b->images] + which, sizeof *pointer);
-    return pointer;
-}
-
+/* Gives the arrays the pointers of their experts. */
 static void point_args(bench_source *b)
 {
     moe_matrix *matrix[BENCH_MATRICES] = {&b->args.gate, &b->args.up, &b->args.down};
     const void **p = b->pointers;
     for (size_t m = 0; m < BENCH_MATRICES; m++) {
-        p = point(b, &matrix[m]->weights, offsetof(bench_image, weights) + m * sizeof(void *), p);
-        p = point(b, &matrix[m]->scale, offsetof(bench_image, scale) + m * sizeof(void *), p);
-        p = point(b, &matrix[m]->bias, offsetof(bench_image, bias) + m * sizeof(void *), p);
+        moe_array *const arrays[BENCH_ARRAYS] = {
+            [BENCH_WEIGHTS] = &matrix[m]->weights,
+            [BENCH_SCALE] = &matrix[m]->scale,
+            [BENCH_ROW_SCALE] = &matrix[m]->row_scale,
+            [BENCH_BIAS] = &matrix[m]->bias,
+        };
+        for (int a = 0; a < BENCH_ARRAYS; a++) {
+            if (arrays[a]->dtype == MOE_DTYPE_NONE) continue;
+            arrays[a]->experts = p;
+            for (int64_t e = 0; e < b->shape->E; e++)
+                *p++ = b->image[(size_t)e % b->images].array[m][a];
+        }
     }
 }
 
 bool bench_source_make(bench_source *b, const shape *s, bench_format format, size_t images,
                        uint64_t seed, team *t)
 {
-    size_t padded = bench_image_bytes(s, format) + 9 * 64, tables = BENCH_MATRICES * TABLE * 2;
+    const size_t arrays = BENCH_MATRICES * BENCH_ARRAYS,
+                 tables = BENCH_MATRICES * BENCH_TABLE_BYTES,
+                 padded = bench_image_bytes(s, format) + arrays * ALIGN;
     *b = (bench_source){.shape = s, .format = format, .seed = seed, .images = images};
     b->image_bytes = bench_image_bytes(s, format);
     b->args = bench_describe(s, format);
     b->image = calloc(images, sizeof *b->image);
-    b->pointers = malloc(9 * (size_t)s->E * sizeof *b->pointers);
+    b->pointers = malloc(arrays * (size_t)s->E * sizeof *b->pointers);
     b->memory = images <= (SIZE_MAX - tables) / padded ? malloc(images * padded + tables) : NULL;
     if (!b->image || !b->pointers || !b->memory) {
         bench_source_free(b);
@@ -321,8 +121,8 @@ bool bench_source_make(bench_source *b, const shape *s, bench_format format, siz
     }
     fill_job j = {.source = b};
     for (int m = 0; m < BENCH_MATRICES; m++) {
-        uint8_t *table = b->memory + (size_t)m * TABLE * 2;
-        make_table(table, b, m);
+        uint8_t *table = b->memory + (size_t)m * BENCH_TABLE_BYTES;
+        bench_table_make(table, s, format, m, seed);
         j.table[m] = table;
     }
     uint8_t *at = b->memory + tables;
@@ -338,36 +138,4 @@ void bench_source_free(bench_source *b)
     free(b->pointers);
     free(b->memory);
     *b = (bench_source){0};
-}
-
-/* ---- packed -------------------------------------------------------------------------------- */
-
-moe_status bench_layer_pack(bench_layer *l, moe_context *context, const bench_source *source,
-                            size_t working_set)
-{
-    *l = (bench_layer){.shape = source->shape, .format = source->format};
-    l->info.struct_size = sizeof l->info;
-    for (size_t copies = 1; l->copies < copies; l->copies++) {
-        moe_experts **more = realloc(l->experts, (l->copies + 1) * sizeof *more);
-        if (!more) return MOE_E_NOMEM;
-        l->experts = more;
-        double begin = team_seconds();
-        moe_status status = moe_experts_create(context, &source->args, &more[l->copies]);
-        if (status != MOE_OK) return status;
-        if (l->copies > 0) continue;
-        l->pack_seconds = team_seconds() - begin;
-        l->source_bytes = (double)source->image_bytes * (double)source->shape->E;
-        status = moe_experts_describe(more[0], &l->info);
-        if (status != MOE_OK) return l->copies = 1, status;
-        if (l->info.bytes < working_set) copies = (working_set - 1) / l->info.bytes + 1;
-        if (copies > BENCH_MAX_COPIES) copies = BENCH_MAX_COPIES;
-    }
-    return MOE_OK;
-}
-
-void bench_layer_free(bench_layer *l)
-{
-    for (size_t i = 0; i < l->copies; i++) moe_experts_destroy(l->experts[i]);
-    free(l->experts);
-    *l = (bench_layer){0};
 }

@@ -1,37 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* bench_layer.h - a layer of random experts as a checkpoint has them, row-major, and packed. */
+/* bench_layer.h - a layer of random experts as a checkpoint has them, row-major; and that, or a
+ * model's layer, packed. */
 #ifndef MOE_BENCH_LAYER_H
 #define MOE_BENCH_LAYER_H
 
-#include "shapes.h"
+#include "bench_weights.h"
+#include "cli_model.h"
 #include "team.h"
-
-#include <stddef.h>
-
-typedef enum bench_format {
-    BENCH_BF16,
-    BENCH_BF16_LOSSLESS, /* bf16, packed without loss in fewer bits */
-    BENCH_FP16,
-    BENCH_FP8_ROW,    /* e4m3fn, f32 scale per row */
-    BENCH_FP8_STATIC, /* e4m3fn, f32 scale per matrix */
-    BENCH_MXFP8,      /* e4m3fn, e8m0 scale per 32 */
-    BENCH_MXFP4,      /* e2m1, e8m0 scale per 32 */
-    BENCH_FORMATS
-} bench_format;
-
-bool bench_format_from_name(const char *text, bench_format *format);
-const char *bench_format_name(bench_format format);
-bool bench_format_is_mx(bench_format format);
-
-/* Why the operator refuses the mode with these weights, or the weights at this shape; NULL: it does
- * not. */
-const char *bench_refusal(const shape *s, bench_format format, moe_act_mode act);
-
-enum { BENCH_MATRICES = 3 }; /* gate, up, down */
 
 /* One expert's arrays. */
 typedef struct bench_image {
-    uint8_t *weights[BENCH_MATRICES], *scale[BENCH_MATRICES], *bias[BENCH_MATRICES];
+    uint8_t *array[BENCH_MATRICES][BENCH_ARRAYS]; /* NULL: there is none */
 } bench_image;
 
 /* The experts of a layer: expert e is image e % images. */
@@ -64,17 +43,23 @@ enum { BENCH_MAX_COPIES = 1024 };
 
 /* The packed layer, in as many copies as make `working_set` bytes together. */
 typedef struct bench_layer {
-    const shape *shape;
-    bench_format format;
+    char weights[64];  /* the name of its format */
+    moe_tkg_args call; /* activation, its numbers and limits, what affinities multiply */
     size_t copies;
-    moe_experts **experts; /* [copies] */
+    const moe_experts **experts; /* [copies] */
+    moe_layer **loaded;          /* [copies]: whose they are; NULL: made here */
     moe_experts_info info;
     double source_bytes, pack_seconds; /* of one copy */
 } bench_layer;
 
-/* MOE_OK, or what the library said. */
-moe_status bench_layer_pack(bench_layer *l, moe_context *context, const bench_source *source,
-                            size_t working_set);
+/* Packs a source.  CLI_OK, or the code that it stored in *error; bench_layer_free in either case. */
+int bench_layer_pack(bench_layer *l, moe_context *context, const bench_source *source,
+                     size_t working_set, cli_error *error);
+
+/* The same of a model's layer, read from its files. */
+int bench_layer_load(bench_layer *l, moe_context *context, const moe_model *model,
+                     const moe_layer_info *info, size_t working_set, cli_error *error);
+
 void bench_layer_free(bench_layer *l); /* fine if it was not packed */
 
 #endif

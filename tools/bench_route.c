@@ -263,16 +263,14 @@ void bench_batch_route(bench_batch *b, router *r, size_t T)
     b->hidden.shape[0] = b->index.shape[0] = b->affinities.shape[0] = (int64_t)T;
 }
 
-moe_tkg_args bench_batch_args(const bench_batch *b, const shape *s, const moe_experts *experts,
-                              moe_act_mode act)
+moe_tkg_args bench_batch_args(const bench_batch *b, const moe_tkg_args *call,
+                              const moe_experts *experts, moe_act_mode act)
 {
-    moe_tkg_args args = moe_tkg_args_init();
+    moe_tkg_args args = *call;
     args.hidden_input = &b->hidden;
     args.expert_index = &b->index;
     args.expert_affinities_eager = &b->affinities;
-    args.expert_affinities_scaling_mode = MOE_POST_SCALE;
     args.act_mode = act;
     args.experts = experts;
-    shape_set_activation(s, &args);
     return args;
 }

@@ -55,8 +55,8 @@ void bench_batch_close(bench_batch *b);                               /* fine if
 /* New routing and affinities for T tokens. */
 void bench_batch_route(bench_batch *b, router *r, size_t T);
 
-/* The call on these experts: selective, affinities applied after the experts. */
-moe_tkg_args bench_batch_args(const bench_batch *b, const shape *s, const moe_experts *experts,
-                              moe_act_mode act);
+/* The call on these experts: selective, and otherwise as `call` says. */
+moe_tkg_args bench_batch_args(const bench_batch *b, const moe_tkg_args *call,
+                              const moe_experts *experts, moe_act_mode act);
 
 #endif

@@ -16,14 +16,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Caches of a quarter of what is read in turn still serve a tenth of it; of an eighth, nothing. */
-enum { CACHES = 8 };
-
 static const double DOT_SECONDS = 0.0005, FIND_SECONDS = 0.005;
 
 double bench_macs(const shape *s, size_t tokens)
 {
-    return 3 * (double)tokens * (double)s->K * (double)s->H * (double)s->I;
+    return (s->no_gate ? 2 : 3) * (double)tokens * (double)s->K * (double)s->H * (double)s->I;
 }
 
 static int refused(const bench *b, moe_status status)
@@ -35,26 +32,21 @@ static int refused(const bench *b, moe_status status)
 
 /* ---- making ---------------------------------------------------------------------------------- */
 
-/* Threads on CPUs of their own: the context's, and a team of as many for the probes. */
-static int open_threads(bench *b)
+static int report(const bench *b, const cli_error *error)
 {
-    team_tasks before;
-    team_tasks_now(&before);
-    b->cpus = machine_cpus(b->cpu, MACHINE_MAX_CPUS);
-    if (b->cpus > MACHINE_MAX_CPUS) b->cpus = MACHINE_MAX_CPUS;
-    int code = cli_context(b->cli, &b->context);
-    if (code != CLI_OK) return code;
-    size_t n = (size_t)moe_context_threads(b->context);
-    b->llc = machine_llc(b->cpu, b->cpus);
-    b->working_set = b->plan.working_set ? b->plan.working_set : CACHES * b->llc;
-    b->pinned = n <= b->cpus && team_pin(&before, b->cpu, b->cpus);
-    b->team = team_create(n, b->cpu, b->pinned ? b->cpus : 0);
-    return b->team ? CLI_OK : cli_failure(b->cli, "out of memory");
+    cli_progress_end();
+    return cli_report(b->cli, error);
 }
 
 static size_t images_of(const bench *b, size_t f)
 {
     return b->images ? b->images : bench_images(&b->plan.shape, b->plan.formats[f]);
+}
+
+/* Packed copies of a layer of this size. */
+static double copies_bytes(const bench *b, double one)
+{
+    return one < (double)b->working_set ? one + (double)b->working_set : one;
 }
 
 /* Bytes of all that will be made: an upper bound. */
@@ -63,13 +55,17 @@ static int needed_memory(bench *b, double *bytes)
     const bench_plan *p = &b->plan;
     double sources = 0;
     *bytes = (double)b->working_set;
+    if (p->model) {
+        *bytes += copies_bytes(b, (double)p->layer.bytes);
+        return CLI_OK;
+    }
     for (size_t f = 0; f < p->n_formats; f++) {
         moe_experts_args args = bench_describe(&p->shape, p->formats[f]);
         size_t one;
         args.packing = MOE_PACK_PLAIN; /* it is at most as large */
-        moe_status status = moe_experts_bytes(b->context, &args, &one);
+        moe_status status = moe_experts_bytes(b->crew.context, &args, &one);
         if (status != MOE_OK) return refused(b, status);
-        *bytes += one < b->working_set ? (double)one + (double)b->working_set : (double)one;
+        *bytes += copies_bytes(b, (double)one);
         double source =
             (double)images_of(b, f) * (double)bench_image_bytes(&p->shape, p->formats[f]);
         if (source > sources) sources = source;
@@ -83,6 +79,9 @@ static int check_memory(bench *b)
     double bytes = 0, there = (double)machine_free_memory();
     int code = needed_memory(b, &bytes);
     if (code != CLI_OK || bytes <= there) return code;
+    if (b->plan.model)
+        return cli_failure(b->cli, "this needs %.1f GB of memory, and %.1f GB are free",
+                           1e-9 * bytes, 1e-9 * there);
     return cli_failure(b->cli,
                        "this needs %.1f GB of memory, and %.1f GB are free: --experts N holds "
                        "fewer of the %lld experts%s",
@@ -90,33 +89,55 @@ static int check_memory(bench *b)
                        b->plan.n_formats > 1 ? ", and fewer --weights take less" : "");
 }
 
-static int open_layer(bench *b, size_t f)
+/* Random weights in format number f, packed. */
+static int make_layer(bench *b, size_t f)
 {
     const bench_plan *p = &b->plan;
+    cli_error error;
     bench_format format = p->formats[f];
     char what[64];
     snprintf(what, sizeof what, "%s: making", bench_format_name(format));
     cli_progress((double)f / (double)p->n_formats, what);
     bench_source_free(&b->source);
-    if (!bench_source_make(&b->source, &p->shape, format, images_of(b, f), p->seed, b->team))
+    if (!bench_source_make(&b->source, &p->shape, format, images_of(b, f), p->seed, b->crew.team))
         return refused(b, MOE_E_NOMEM);
     snprintf(what, sizeof what, "%s: packing", bench_format_name(format));
     cli_progress(((double)f + 0.3) / (double)p->n_formats, what);
-    moe_status status = bench_layer_pack(&b->layer[f], b->context, &b->source, b->working_set);
-    if (status != MOE_OK) return refused(b, status);
-    ceiling_operand operand = p->act == MOE_ACT_INT8 ? CEILING_INT8
-                              : format == BENCH_FP16 ? CEILING_F32
-                                                     : CEILING_BF16;
-    b->dot[f] = ceiling_dot_of(moe_context_isa(b->context), operand);
+    int code = bench_layer_pack(&b->layer[f], b->crew.context, &b->source, b->working_set, &error);
+    return code == CLI_OK ? code : report(b, &error);
+}
+
+static int load_layer(bench *b)
+{
+    const bench_plan *p = &b->plan;
+    cli_error error;
+    int code = bench_layer_load(&b->layer[0], b->crew.context, p->model, &p->layer, b->working_set,
+                                &error);
+    return code == CLI_OK ? code : report(b, &error);
+}
+
+/* What products with these weights are made of: f32 holds what bf16 does not. */
+static ceiling_operand operand_of(moe_dtype weights, moe_act_mode act)
+{
+    if (act == MOE_ACT_INT8) return CEILING_INT8;
+    return weights == MOE_F16 || weights == MOE_F32 ? CEILING_F32 : CEILING_BF16;
+}
+
+static int open_layer(bench *b, size_t f)
+{
+    int code = b->plan.model ? load_layer(b) : make_layer(b, f);
+    if (code != CLI_OK) return code;
+    b->dot[f] = ceiling_dot_of(moe_context_isa(b->crew.context),
+                               operand_of(b->layer[f].info.gate_up, b->plan.act));
     b->dot_variant[f] = -1;
-    ceiling_dot(b->team, b->dot[f], FIND_SECONDS, &b->dot_variant[f]);
+    ceiling_dot(b->crew.team, b->dot[f], FIND_SECONDS, &b->dot_variant[f]);
     return CLI_OK;
 }
 
 /* Powers of two, as many as take well under a minute. */
 static void choose_tokens(bench *b)
 {
-    size_t most = strcmp(moe_context_isa(b->context), "scalar") == 0 ? 8 : BENCH_MAX_T;
+    size_t most = strcmp(moe_context_isa(b->crew.context), "scalar") == 0 ? 8 : BENCH_MAX_T;
     for (size_t T = 1; T <= most; T *= 2) b->plan.tokens[b->plan.n_tokens++] = T;
 }
 
@@ -124,7 +145,8 @@ int bench_open(bench *b, cli *c, const bench_plan *plan, size_t images)
 {
     char message[512];
     *b = (bench){.cli = c, .plan = *plan, .images = images};
-    int code = open_threads(b);
+    int code = crew_open(&b->crew, c);
+    b->working_set = plan->working_set ? plan->working_set : crew_cold_bytes(&b->crew);
     if (code == CLI_OK) code = check_memory(b);
     if (code != CLI_OK) return code;
     if (plan->n_tokens == 0) choose_tokens(b);
@@ -140,7 +162,8 @@ int bench_open(bench *b, cli *c, const bench_plan *plan, size_t images)
     if (!b->sample || !bench_batch_open(&b->batch, &plan->shape, plan->seed))
         return refused(b, MOE_E_NOMEM);
     cli_progress(0, "reading memory");
-    if (!ceiling_reader_open(&b->reader, b->team, b->working_set)) return refused(b, MOE_E_NOMEM);
+    if (!ceiling_reader_open(&b->reader, b->crew.team, b->working_set))
+        return refused(b, MOE_E_NOMEM);
     for (size_t f = 0; code == CLI_OK && f < plan->n_formats; f++) code = open_layer(b, f);
     return code;
 }
@@ -152,8 +175,7 @@ void bench_close(bench *b)
     bench_batch_close(&b->batch);
     router_close(&b->router);
     ceiling_reader_close(&b->reader);
-    team_destroy(b->team);
-    moe_context_destroy(b->context);
+    crew_close(&b->crew);
     free(b->sample);
 }
 
@@ -173,8 +195,9 @@ static void run_part(void *arg, size_t i)
     const bench_batch *batch = &c->b->batch;
     size_t bytes = batch->T * (size_t)c->b->plan.shape.H * sizeof *batch->output;
     double begin = team_seconds();
-    moe_status status = moe_tkg_part(c->b->context, (int32_t)i, (int32_t)team_size(c->b->team),
-                                     &c->args, batch->output, bytes);
+    moe_status status =
+        moe_tkg_part(c->b->crew.context, (int32_t)i, (int32_t)team_size(c->b->crew.team), &c->args,
+                     batch->output, bytes);
     if (i > 0) return;
     c->seconds = team_seconds() - begin;
     c->status = status;
@@ -184,9 +207,8 @@ static moe_status call(bench *b, size_t f, double *seconds)
 {
     const bench_layer *l = &b->layer[f];
     part_call c = {.b = b};
-    c.args = bench_batch_args(&b->batch, &b->plan.shape, l->experts[b->calls++ % l->copies],
-                              b->plan.act);
-    team_run(b->team, run_part, &c);
+    c.args = bench_batch_args(&b->batch, &l->call, l->experts[b->calls++ % l->copies], b->plan.act);
+    team_run(b->crew.team, run_part, &c);
     *seconds = c.seconds;
     return c.status;
 }
@@ -227,7 +249,7 @@ static bench_sample *sample_at(const bench *b, size_t f, size_t t, size_t repeti
 static int measure_layer(bench *b, size_t f, size_t repetition)
 {
     const bench_plan *p = &b->plan;
-    double dots = ceiling_dot(b->team, b->dot[f], DOT_SECONDS, &b->dot_variant[f]), before = 0;
+    double dots = ceiling_dot(b->crew.team, b->dot[f], DOT_SECONDS, &b->dot_variant[f]), before = 0;
     for (size_t t = 0; t < p->n_tokens; t++) {
         bench_sample *s = sample_at(b, f, t, repetition);
         bench_batch_route(&b->batch, &b->router, p->tokens[t]);
@@ -242,7 +264,7 @@ static int measure_layer(bench *b, size_t f, size_t repetition)
     }
     sample_at(b, f, p->n_tokens - 1, repetition)->read_gbps =
         larger(before, ceiling_read(&b->reader));
-    dots = larger(dots, ceiling_dot(b->team, b->dot[f], DOT_SECONDS, &b->dot_variant[f]));
+    dots = larger(dots, ceiling_dot(b->crew.team, b->dot[f], DOT_SECONDS, &b->dot_variant[f]));
     for (size_t t = 0; t < p->n_tokens; t++) {
         bench_sample *s = sample_at(b, f, t, repetition);
         s->compute_gmacs = dots;
@@ -313,7 +335,7 @@ bench_row bench_row_of(const bench *b, size_t f, size_t t)
     size_t n = p->repetitions;
     const bench_sample *s = sample_at(b, f, t, 0);
     double macs = bench_macs(&p->shape, p->tokens[t]);
-    bench_row r = {.weights = bench_format_name(p->formats[f]), .tokens = p->tokens[t]};
+    bench_row r = {.weights = b->layer[f].weights, .tokens = p->tokens[t]};
     for (size_t i = 0; i < n; i++) r.experts_read += s[i].experts / (double)n;
     r.bytes = r.experts_read * (double)b->layer[f].info.expert_bytes;
     double median = quantile_of(s, n, offsetof(bench_sample, seconds), 0.5);

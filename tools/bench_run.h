@@ -6,13 +6,16 @@
 #include "bench_layer.h"
 #include "bench_route.h"
 #include "ceiling.h"
-#include "cli.h"
-#include "machine.h"
+#include "crew.h"
 
 enum { BENCH_MAX_BATCHES = 32, BENCH_MAX_REPETITIONS = 100000 };
 
 /* What is asked for. */
 typedef struct bench_plan {
+    /* A model's layer; else random weights.  shape is then its shape, n_formats 1. */
+    const moe_model *model;
+    const char *model_path;
+    moe_layer_info layer;
     shape shape;
     bench_format formats[BENCH_FORMATS];
     size_t n_formats;
@@ -50,11 +53,8 @@ typedef struct bench_row {
 typedef struct bench {
     cli *cli;
     bench_plan plan;
-    moe_context *context;
-    int cpu[MACHINE_MAX_CPUS];
-    size_t cpus, llc, working_set, images; /* images: different experts of a layer, 0: enough */
-    bool pinned;
-    team *team;
+    crew crew;
+    size_t working_set, images; /* images: different experts of a layer, 0: enough */
     ceiling_reader reader;
     router router;
     bench_batch batch;

@@ -49,21 +49,14 @@ static const name_value DTYPES[] = {
 };
 
 static const name_value SCALINGS[] = {
-    {"NO_SCALE", MOE_NO_SCALE},
-    {"POST_SCALE", MOE_POST_SCALE},
-    {"PRE_SCALE", MOE_PRE_SCALE},
-    {"PRE_SCALE_DELAYED", MOE_PRE_SCALE_DELAYED},
-    {NULL, 0},
+    {"NO_SCALE", MOE_NO_SCALE},       {"POST_SCALE", MOE_POST_SCALE},
+    {"PRE_SCALE", MOE_PRE_SCALE},     {"PRE_SCALE_DELAYED", MOE_PRE_SCALE_DELAYED},
+    {"INPUT_SCALE", MOE_INPUT_SCALE}, {NULL, 0},
 };
 
 static const name_value ACTIVATIONS[] = {
-    {"silu", MOE_SILU},
-    {"gelu", MOE_GELU},
-    {"gelu_tanh", MOE_GELU_TANH},
-    {"swish", MOE_SWISH},
-    {"relu", MOE_RELU},
-    {"swiglu", MOE_SWIGLU},
-    {NULL, 0},
+    {"silu", MOE_SILU}, {"gelu", MOE_GELU},     {"gelu_tanh", MOE_GELU_TANH}, {"swish", MOE_SWISH},
+    {"relu", MOE_RELU}, {"swiglu", MOE_SWIGLU}, {"relu2", MOE_RELU2},         {NULL, 0},
 };
 
 static const name_value ACT_MODES[] = {
@@ -120,6 +113,7 @@ static const parameter FLOATS[] = {
     PARAMETER(gate_clamp_upper_limit), PARAMETER(gate_clamp_lower_limit),
     PARAMETER(up_clamp_upper_limit),   PARAMETER(up_clamp_lower_limit),
     PARAMETER(swiglu_alpha),           PARAMETER(swiglu_up_offset),
+    PARAMETER(act_clamp_upper_limit),
 };
 
 #define COUNT(array) (sizeof(array) / sizeof((array)[0]))

@@ -87,6 +87,21 @@ int cli_failure(const cli *c, const char *format, ...)
     return CLI_FAILED;
 }
 
+int cli_fail(cli_error *e, int code, const char *format, ...)
+{
+    va_list list;
+    va_start(list, format);
+    vsnprintf(e->text, sizeof e->text, format, list);
+    va_end(list);
+    return e->code = code;
+}
+
+int cli_report(const cli *c, const cli_error *e)
+{
+    cli_failure(c, "%s", e->text);
+    return e->code;
+}
+
 /* ---- options ------------------------------------------------------------------------------- */
 
 bool cli_number(const char *text, long long low, long long high, long long *value)
@@ -156,6 +171,28 @@ int cli_next(cli *c)
     }
 }
 
+bool cli_dtype(const char *text, moe_dtype *dtype)
+{
+    *dtype = strcmp(text, "bf16") == 0                               ? MOE_BF16
+             : strcmp(text, "f16") == 0 || strcmp(text, "fp16") == 0 ? MOE_F16
+             : strcmp(text, "f32") == 0                              ? MOE_F32
+                                                                     : MOE_DTYPE_NONE;
+    return *dtype != MOE_DTYPE_NONE;
+}
+
+int cli_exit_code(moe_status status)
+{
+    switch (status) {
+    case MOE_OK: return CLI_OK;
+    case MOE_E_NOMEM:
+    case MOE_E_WRITE: return CLI_FAILED;
+    case MOE_E_OPEN:
+    case MOE_E_READ:
+    case MOE_E_FORMAT: return CLI_USAGE;
+    default: return CLI_REFUSED;
+    }
+}
+
 int cli_context(cli *c, moe_context **context)
 {
     moe_context_options options = moe_context_options_init();
@@ -173,6 +210,17 @@ int cli_context(cli *c, moe_context **context)
 void cli_print_text(const char *text)
 {
     put_text(stdout, text);
+}
+
+size_t cli_text_width(const char *text)
+{
+    size_t width = 0;
+    for (; *text; width++) {
+        uint32_t code;
+        size_t n = utf8(text, &code);
+        text += n ? n : 1;
+    }
+    return width;
 }
 
 json_t *cli_json_text(const char *text)

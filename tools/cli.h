@@ -12,8 +12,8 @@
 enum {
     CLI_OK = 0,
     CLI_FAILED = 1,  /* a result outside its gate, or output that could not be written */
-    CLI_USAGE = 2,   /* bad options, or a file that cannot be read as a case */
-    CLI_REFUSED = 3, /* the operator refused */
+    CLI_USAGE = 2,   /* bad options, or a file that is no sound container, or no case */
+    CLI_REFUSED = 3, /* a sound file that is no usable model, or the library refused the call */
 };
 
 /* The paragraph on exit codes in a command's --help. */
@@ -21,8 +21,8 @@ enum {
     "Exit codes:\n"                                                                                \
     "  0  all done, all within the gate\n"                                                         \
     "  1  a result outside its gate, no memory, or output that could not be written\n"             \
-    "  2  an unreadable file, or a bad command line\n"                                             \
-    "  3  the operator refused a case\n"
+    "  2  a file that is no sound container, or no case, or a bad command line\n"                  \
+    "  3  a sound file that is no usable model, or a refused call\n"
 
 /* Values of options without a letter; a command's own start at CLI_OPT_OWN. */
 enum { CLI_OPT_JSON = 256, CLI_OPT_ISA, CLI_OPT_THREADS, CLI_OPT_ACT, CLI_OPT_OWN };
@@ -74,6 +74,18 @@ __attribute__((format(printf, 2, 3))) int cli_usage_error(cli *c, const char *fo
 /* "moe-tkg verify: <message>" on stderr; returns CLI_FAILED. */
 __attribute__((format(printf, 2, 3))) int cli_failure(const cli *c, const char *format, ...);
 
+/* What went wrong, before it is known how it will be said. */
+typedef struct cli_error {
+    int code;
+    char text[1024];
+} cli_error;
+
+/* Stores both in *e and returns code. */
+__attribute__((format(printf, 3, 4))) int cli_fail(cli_error *e, int code, const char *format, ...);
+
+/* "moe-tkg verify: <message>" on stderr; returns the code. */
+int cli_report(const cli *c, const cli_error *e);
+
 /* A whole decimal number in [low, high]. */
 bool cli_number(const char *text, long long low, long long high, long long *value);
 
@@ -81,12 +93,21 @@ bool cli_number(const char *text, long long low, long long high, long long *valu
 bool cli_numbers(const char *list, long long low, long long high, size_t *number, size_t most,
                  size_t *n);
 
+/* "bf16", "f16" or "fp16", "f32"; false if text is none of them. */
+bool cli_dtype(const char *text, moe_dtype *dtype);
+
+/* The exit code of a failed call of the library. */
+int cli_exit_code(moe_status status);
+
 /* Makes the context that --isa and --threads ask for.  CLI_OK, or a message and its exit code. */
 int cli_context(cli *c, moe_context **context);
 
 /* Prints text of any origin: control characters, those that turn the direction of text, and bytes
  * that are not UTF-8 as '?', so that no file can drive the terminal. */
 void cli_print_text(const char *text);
+
+/* How many characters cli_print_text prints of it. */
+size_t cli_text_width(const char *text);
 
 /* Foreign text as a JSON string: bytes that are not UTF-8 as '?'. */
 json_t *cli_json_text(const char *text);
@@ -113,6 +134,8 @@ void cli_progress_end(void);
 int cmd_bench(int argc, char **argv);
 int cmd_demo(int argc, char **argv);
 int cmd_info(int argc, char **argv);
+int cmd_inspect(int argc, char **argv);
+int cmd_pack(int argc, char **argv);
 int cmd_run(int argc, char **argv);
 int cmd_verify(int argc, char **argv);
 

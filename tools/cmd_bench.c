@@ -14,9 +14,10 @@
 /* clang-format off */
 static const char HELP[] =
     "usage: moe-tkg bench [options]\n"
+    "       moe-tkg bench [options] --model PATH --layer N\n"
     "\n"
-    "Times calls on one layer of packed experts with random weights, and the machine's ceilings\n"
-    "beside them: bytes read per second, and multiply-accumulates per second of the instruction\n"
+    "Times calls on one layer of packed experts, with random weights or a model's, and the machine's\n"
+    "ceilings beside them: bytes read per second, and multiply-accumulates per second of the instruction\n"
     "that the kernels use.  Prints a line for each batch size and format: tokens, experts read,\n"
     "median, least and 95th percentile of the time, what was reached, what the ceilings allow, and\n"
     "the roofline: the median of (least possible time / time).  Every call has new routing and\n"
@@ -25,11 +26,15 @@ static const char HELP[] =
     "\n"
     "      --shape SHAPE    a model's layer by name, or H,I,E,K (default gpt-oss-20b)\n"
     "      --list-shapes    print the models, and end\n"
+    "      --model PATH     a model: a folder, an index, a safetensors or GGUF file, or what moe-tkg\n"
+    "                       pack wrote; --layer N: of it the layer of this number\n"
+    CLI_MODEL_HELP
     "      --experts N      hold N of the E experts; at least K\n"
-    "      --weights LIST   of bf16, bf16-lossless, fp16, fp8-row, fp8-static, mxfp8 and mxfp4\n"
-    "                       (default: mxfp4 for gpt-oss, else bf16)\n"
-    "      --act MODE       exact (default), mxfp8 (with mxfp8 and mxfp4) or int8 (with mxfp4):\n"
-    "                       what activations are rounded to\n"
+    "      --weights LIST   of bf16, bf16-lossless, fp16, fp8-row, fp8-static, fp8-channel,\n"
+    "                       fp8-block, mxfp8, mxfp4, nvfp4, int4-g32, int4-g64, int4-g128, q8_0,\n"
+    "                       q4_0, q4_k, q5_k and q6_k (default: mxfp4 for gpt-oss, else bf16)\n"
+    "      --act MODE       exact (default), mxfp8 (with mxfp8 and mxfp4) or int8 (with 4-bit and\n"
+    "                       integer weights): what activations are rounded to\n"
     "      --tokens LIST    batch sizes, 1 to 128 (default 1,2,4,8,16,32,64,128; up to 8 if the\n"
     "                       kernels are scalar)\n"
     "      --routing KIND   uniform (default); zipf: expert weights 1, 1/2, 1/3, ...; one: all\n"
@@ -45,16 +50,13 @@ static const char HELP[] =
     "      --threads N      threads per call; 0, the default: as many as the process may use\n"
     CLI_HELP_PLAIN
     "\n"
-    "Exit codes:\n"
-    "  0  done\n"
-    "  1  no memory, or output that could not be written\n"
-    "  2  a bad command line\n"
-    "  3  the operator refused\n"
+    CLI_EXIT_CODES
     "\n"
     "Example: moe-tkg bench --shape gpt-oss-20b --tokens 1,8,64\n"
     "         moe-tkg bench --shape qwen3-30b-a3b --weights bf16,bf16-lossless,fp8 --tokens 1,4\n"
     "         moe-tkg bench --shape deepseek-v3 --experts 32 --weights mxfp4 --act int8\n"
-    "         moe-tkg bench --shape 4096,1024,64,8 --routing zipf --json >result.json\n";
+    "         moe-tkg bench --shape 4096,1024,64,8 --routing zipf --json >result.json\n"
+    "         moe-tkg bench --model path/to/model --layer 3 --tokens 1,8\n";
 /* clang-format on */
 
 enum {
@@ -67,7 +69,10 @@ enum {
     OPT_FILE,
     OPT_REPETITIONS,
     OPT_WORKING_SET,
-    OPT_SEED
+    OPT_SEED,
+    OPT_MODEL,
+    OPT_LAYER,
+    OPT_CONFIG
 };
 
 static const struct option OPTIONS[] = {
@@ -83,14 +88,19 @@ static const struct option OPTIONS[] = {
     {"repetitions", required_argument, NULL, OPT_REPETITIONS},
     {"working-set", required_argument, NULL, OPT_WORKING_SET},
     {"seed", required_argument, NULL, OPT_SEED},
+    {"model", required_argument, NULL, OPT_MODEL},
+    {"layer", required_argument, NULL, OPT_LAYER},
+    {"config", required_argument, NULL, OPT_CONFIG},
     {NULL, 0, NULL, 0},
 };
 
 typedef struct command {
     cli cli;
     bench_plan plan;
-    const char *shape, *routing; /* as they were given */
-    long long experts;           /* 0: all */
+    const char *shape, *routing; /* as they were given, or NULL */
+    const char *config, *of_random;
+    long long experts, layer; /* experts 0: all; layer -1: not given */
+    moe_model *model;
     bool list;
 } command;
 
@@ -121,7 +131,8 @@ static int parse_weights(command *m, char *list)
         if (!bench_format_from_name(item, &format))
             return cli_usage_error(&m->cli,
                                    "--weights %s: must be of bf16, bf16-lossless, fp16, fp8-row, "
-                                   "fp8-static, mxfp8, mxfp4",
+                                   "fp8-static, fp8-channel, fp8-block, mxfp8, mxfp4, nvfp4, "
+                                   "int4-g32, int4-g64, int4-g128, q8_0, q4_0, q4_k, q5_k, q6_k",
                                    item);
         for (size_t i = 0; i < p->n_formats; i++)
             if (p->formats[i] == format)
@@ -131,19 +142,36 @@ static int parse_weights(command *m, char *list)
     return CLI_END;
 }
 
+/* Options that belong to random weights, or to a model. */
+static int parse_layer_option(command *m, int opt)
+{
+    cli *c = &m->cli;
+    switch (opt) {
+    case OPT_MODEL: m->plan.model_path = optarg; return CLI_END;
+    case OPT_CONFIG: m->config = optarg; return CLI_END;
+    case OPT_LAYER:
+        if (cli_number(optarg, 0, INT32_MAX, &m->layer)) return CLI_END;
+        return cli_usage_error(c, "--layer %s: must be a number", optarg);
+    case OPT_SHAPE:
+        m->of_random = "--shape";
+        m->shape = optarg;
+        return CLI_END;
+    case OPT_EXPERTS:
+        m->of_random = "--experts";
+        if (cli_number(optarg, 1, SHAPE_MAX_E, &m->experts)) return CLI_END;
+        return cli_usage_error(c, "--experts %s: must be 1 to %d", optarg, SHAPE_MAX_E);
+    case OPT_WEIGHTS: m->of_random = "--weights"; return parse_weights(m, optarg);
+    default: return CLI_STOP;
+    }
+}
+
 static int parse_option(command *m, int opt)
 {
     enum { LEAST_SET = 1 << 16 };
     cli *c = &m->cli;
     long long number;
     switch (opt) {
-    case OPT_SHAPE: m->shape = optarg; break;
     case OPT_LIST: m->list = true; break;
-    case OPT_EXPERTS:
-        if (!cli_number(optarg, 1, SHAPE_MAX_E, &m->experts))
-            return cli_usage_error(c, "--experts %s: must be 1 to %d", optarg, SHAPE_MAX_E);
-        break;
-    case OPT_WEIGHTS: return parse_weights(m, optarg);
     case OPT_TOKENS:
         if (!cli_numbers(optarg, 1, BENCH_MAX_T, m->plan.tokens, BENCH_MAX_BATCHES,
                          &m->plan.n_tokens))
@@ -172,18 +200,31 @@ static int parse_option(command *m, int opt)
             return cli_usage_error(c, "--seed %s: must be an integer >= 0", optarg);
         m->plan.seed = (uint64_t)number;
         break;
-    default: return CLI_STOP;
+    default: return parse_layer_option(m, opt);
     }
     return CLI_END;
 }
 
 /* ---- what belongs together ----------------------------------------------------------------- */
 
+/* A model's layer has its own shape and weights. */
+static int check_model(command *m)
+{
+    cli *c = &m->cli;
+    if (m->of_random) return cli_usage_error(c, "--model takes no %s", m->of_random);
+    if (m->layer < 0) return cli_usage_error(c, "--model needs --layer N");
+    m->plan.n_formats = 1;
+    return CLI_END;
+}
+
 static int check_shape(command *m)
 {
     cli *c = &m->cli;
     shape *s = &m->plan.shape;
     char message[256];
+    if (m->layer >= 0 || m->config)
+        return cli_usage_error(c, "%s needs --model", m->config ? "--config" : "--layer");
+    if (!m->shape) m->shape = "gpt-oss-20b";
     if (!shape_parse(m->shape, s, message, sizeof message))
         return cli_usage_error(c, "--shape %s: %s%s", m->shape, message,
                                strncmp(message, "no such", 7) == 0 ? "; --list-shapes has all"
@@ -216,7 +257,6 @@ static int check_weights(command *m)
     if (p->n_formats == 0)
         p->formats[p->n_formats++] =
             p->shape.activation == SHAPE_SWIGLU_OAI ? BENCH_MXFP4 : BENCH_BF16;
-    p->act = m->cli.act == MOE_ACT_DEFAULT ? MOE_ACT_EXACT : m->cli.act;
     for (size_t f = 0; f < p->n_formats; f++) {
         const char *why = bench_refusal(&p->shape, p->formats[f], p->act);
         if (why)
@@ -232,8 +272,10 @@ static int parse(command *m)
         if (parse_option(m, opt) == CLI_STOP) return CLI_STOP;
     if (optind != m->cli.argc) return cli_usage_error(&m->cli, "takes no argument");
     if (m->list) return CLI_END;
-    if (check_shape(m) == CLI_STOP || check_routing(m) == CLI_STOP) return CLI_STOP;
-    return check_weights(m);
+    m->plan.act = m->cli.act == MOE_ACT_DEFAULT ? MOE_ACT_EXACT : m->cli.act;
+    if (check_routing(m) == CLI_STOP) return CLI_STOP;
+    if (m->plan.model_path) return check_model(m);
+    return check_shape(m) == CLI_STOP ? CLI_STOP : check_weights(m);
 }
 
 /* ---- the command --------------------------------------------------------------------------- */
@@ -245,9 +287,31 @@ static int list_shapes(const command *m)
     return CLI_OK;
 }
 
+/* The shape of the layer that is asked for. */
+static int open_model(command *m)
+{
+    bench_plan *p = &m->plan;
+    moe_model_info info = {.struct_size = sizeof info};
+    cli_error error;
+    int code = cli_model_open(p->model_path, m->config, &m->model, &error);
+    if (code == CLI_OK) code = cli_model_find(m->model, m->layer, &p->layer, &error);
+    if (code != CLI_OK) return cli_report(&m->cli, &error);
+    p->model = m->model;
+    const moe_layer_info *l = &p->layer;
+    p->shape = (shape){.H = l->H, .I = l->I, .E = l->E, .K = l->K};
+    p->shape.bias = l->has_bias;
+    p->shape.no_gate = !l->has_gate;
+    moe_model_describe(m->model, &info);
+    snprintf(p->shape.name, sizeof p->shape.name, "%.40s layer %lld",
+             info.family ? info.family : "model", (long long)l->layer);
+    return CLI_OK;
+}
+
 static int run(command *m, bench *b)
 {
-    int code = bench_open(b, &m->cli, &m->plan, 0);
+    int code = m->plan.model_path ? open_model(m) : CLI_OK;
+    if (code != CLI_OK) return code;
+    code = bench_open(b, &m->cli, &m->plan, 0);
     if (code != CLI_OK) return code;
     bench_source_free(&b->source);
     code = bench_measure(b);
@@ -264,7 +328,7 @@ int cmd_bench(int argc, char **argv)
     command m = {
         .cli = {.command = "bench", .help = HELP, .options = OPTIONS, .argc = argc, .argv = argv},
         .plan = {.repetitions = 20, .seed = 1},
-        .shape = "gpt-oss-20b",
+        .layer = -1,
     };
     if (parse(&m) == CLI_STOP) return m.cli.exit_code;
     if (m.list) return list_shapes(&m);
@@ -273,6 +337,7 @@ int cmd_bench(int argc, char **argv)
     int code = run(&m, b);
     cli_progress_end();
     bench_close(b);
+    moe_model_close(m.model);
     free(b);
     return code;
 }

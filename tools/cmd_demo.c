@@ -66,7 +66,7 @@ typedef struct demo {
 
 static bool is_scalar(const demo *d)
 {
-    return strcmp(moe_context_isa(d->bench.context), "scalar") == 0;
+    return strcmp(moe_context_isa(d->bench.crew.context), "scalar") == 0;
 }
 
 /* ---- checking ------------------------------------------------------------------------------ */
@@ -126,7 +126,7 @@ static int check_batches(demo *d)
     int code = CLI_OK;
     for (size_t t = 0; code == CLI_OK && t < d->bench.plan.n_tokens; t++) code = keep_tokens(d, t);
     if (code != CLI_OK) return code;
-    team_run(d->bench.team, check_tokens, d);
+    team_run(d->bench.crew.team, check_tokens, d);
     cli_progress_end();
     if (d->no_memory) return cli_failure(&d->cli, "the oracle has no memory");
     for (size_t t = 0; t < d->bench.plan.n_tokens; t++)
@@ -200,8 +200,8 @@ static int print_json(const demo *d)
                            "K", (json_int_t)s->K,                                               //
                            "seed", (json_int_t)d->plan.seed,                                    //
                            "version", moe_version(),                                            //
-                           "isa", moe_context_isa(d->bench.context),                            //
-                           "threads", (int)moe_context_threads(d->bench.context),               //
+                           "isa", moe_context_isa(d->bench.crew.context),                       //
+                           "threads", (int)moe_context_threads(d->bench.crew.context),          //
                            "act", case_act_name(d->bench.plan.act),                             //
                            "machine", bench_machine_json(&d->bench),                            //
                            "batches", list,                                                     //
@@ -239,7 +239,7 @@ static int run(demo *d)
 {
     /* Every expert is another: they are what is checked. */
     int code = bench_open(&d->bench, &d->cli, &d->plan, (size_t)d->plan.shape.E);
-    if (d->bench.context && is_scalar(d)) d->bench.plan.repetitions = SCALAR_REPETITIONS;
+    if (d->bench.crew.context && is_scalar(d)) d->bench.plan.repetitions = SCALAR_REPETITIONS;
     if (code == CLI_OK) code = bench_measure(&d->bench);
     if (code == CLI_OK) code = check_batches(d);
     if (code != CLI_OK) return code;

@@ -78,8 +78,9 @@ static void write_gate_up(const twin *w, const bench_image *image, size_t slot)
     for (size_t g = 0; g < 2; g++)
         for (size_t i = 0; i < w->I; i++) {
             size_t row = k_of_i(w, i), at = g * w->nh * w->I + i;
-            write_row(image->weights[g] + row * (w->H / 2), image->scale[g] + row * (w->H / BLOCK),
-                      w->H, w->nh, w->gate_up + slot * P * between_p + at, between_p,
+            write_row(image->array[g][BENCH_WEIGHTS] + row * (w->H / 2),
+                      image->array[g][BENCH_SCALE] + row * (w->H / BLOCK), w->H, w->nh,
+                      w->gate_up + slot * P * between_p + at, between_p,
                       w->gate_up_scale + slot * (P / 8) * between_p + at, w->I);
         }
 }
@@ -89,8 +90,9 @@ static void write_down(const twin *w, const bench_image *image, size_t slot)
 {
     size_t between_p = w->ni * w->padded;
     for (size_t h = 0; h < w->H; h++)
-        write_row(image->weights[2] + h * (w->I / 2), image->scale[2] + h * (w->I / BLOCK), w->I,
-                  w->ni, w->down + slot * P * between_p + h, between_p,
+        write_row(image->array[2][BENCH_WEIGHTS] + h * (w->I / 2),
+                  image->array[2][BENCH_SCALE] + h * (w->I / BLOCK), w->I, w->ni,
+                  w->down + slot * P * between_p + h, between_p,
                   w->down_scale + slot * (P / 8) * between_p + h, w->padded);
 }
 
@@ -103,9 +105,9 @@ static void write_biases(const twin *w, const bench_image *image, size_t slot)
             size_t tile = i / TILE, width = width_of(w, tile), p = i % TILE % width,
                    q = i % TILE / width;
             memcpy(&bias[((p * 2 + g) * w->ni + tile) * 4 + q],
-                   image->bias[g] + k_at(tile, p, q) * sizeof *bias, sizeof *bias);
+                   image->array[g][BENCH_BIAS] + k_at(tile, p, q) * sizeof *bias, sizeof *bias);
         }
-    memcpy(w->down_bias + slot * w->padded, image->bias[2], w->H * sizeof *bias);
+    memcpy(w->down_bias + slot * w->padded, image->array[2][BENCH_BIAS], w->H * sizeof *bias);
 }
 
 static void write_token(const twin *w, const demo_token *t)

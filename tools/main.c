@@ -21,7 +21,9 @@ static const char HELP[] =
     "  bench    a layer's time, beside what the machine can do at best\n"
     "  demo     one layer of gpt-oss-20b with random weights: time, bandwidth, error\n"
     "  verify   compute cases, or judge a candidate's result, against what is expected\n"
-    "  run      compute a case and write its output\n"
+    "  run      compute a case, or a layer of a model, and write its output\n"
+    "  inspect  what is in a model: its layers with experts, or all tensors\n"
+    "  pack     write a model's layers as they are packed, to be read back quickly\n"
     "  info     this machine, as the library sees it\n"
     "\n"
     "  -h, --help     this text; 'moe-tkg COMMAND --help' for a command's own\n"
@@ -35,8 +37,8 @@ typedef struct command {
 } command;
 
 static const command COMMANDS[] = {
-    {"bench", cmd_bench}, {"demo", cmd_demo}, {"verify", cmd_verify},
-    {"run", cmd_run},     {"info", cmd_info},
+    {"bench", cmd_bench},     {"demo", cmd_demo}, {"verify", cmd_verify}, {"run", cmd_run},
+    {"inspect", cmd_inspect}, {"pack", cmd_pack}, {"info", cmd_info},
 };
 
 /* A standard file that is closed would be handed to the next open(), and results would be
@@ -61,7 +63,7 @@ static int dispatch(int argc, char **argv)
         return CLI_OK;
     }
     fprintf(stderr, argc > 1 ? "moe-tkg: no such command" : "moe-tkg: no command given");
-    fprintf(stderr, " (bench, demo, verify, run or info; see 'moe-tkg --help')\n");
+    fprintf(stderr, " (bench, demo, verify, run, inspect, pack or info; see 'moe-tkg --help')\n");
     return CLI_USAGE;
 }
 

@@ -27,6 +27,7 @@ typedef struct token_work {
     operand hidden, m;
     oracle_dot dot;
     bool active;        /* the expert at hand counts for this token */
+    double affinity;    /* INPUT_SCALE: with this one */
     double *out, *size; /* [H] the sum of the experts' terms; of their magnitudes */
     double *tight, *proof;
     size_t terms;
@@ -49,6 +50,7 @@ typedef struct work {
     size_t n;            /* tokens at hand */
     double *row, *scale; /* [columns] */
     double *affinity;    /* [max(K, 1)] */
+    size_t turn;         /* INPUT_SCALE: which of an expert's affinities is at hand */
 } work;
 
 static bool operand_make(operand *o, size_t terms, size_t block)
@@ -71,7 +73,7 @@ static bool matrix_make(matrix *m, const oracle_plan *p, bool down)
 {
     const moe_tkg_args *a = p->args;
     m->weights = down ? a->expert_down_weights : a->expert_gate_up_weights;
-    m->segments = down ? 1 : 2;
+    m->segments = down || p->ungated ? 1 : 2;
     m->run = down ? p->H : p->I;
     m->order.terms = down ? p->lanes : p->H;
     m->order.block = p->mx ? BLOCK_MX : BLOCK_PLAIN;
@@ -235,7 +237,12 @@ static bounded constant(const moe_tensor *t, size_t n)
     return oracle_exact(oracle_at(t, n));
 }
 
-/* g (s = 0) or u (s = 1) of lane k: scale, bias, limits. */
+static bool is_input_scaled(const work *w)
+{
+    return w->plan->args->expert_affinities_scaling_mode == MOE_INPUT_SCALE;
+}
+
+/* g (s = 0) or u (s = 1) of lane k: factor, scale, bias, limits. */
 static bounded projection(const work *w, const token_work *t, size_t e, size_t k, size_t s)
 {
     const oracle_plan *p = w->plan;
@@ -245,12 +252,16 @@ static bounded projection(const work *w, const token_work *t, size_t e, size_t k
     size_t i = p->mx ? oracle_lane(p, at) : k, partition = 8 * at.b + at.r;
 
     bounded g = oracle_exact(0);
-    if (i < p->I) g = oracle_dot_result(&t->dot, &w->gate_up.order, s * p->I + i);
+    const size_t row = p->ungated ? e : e * 2 + s; /* of [E_L, 2] */
+    if (i < p->I) {
+        g = oracle_dot_result(&t->dot, &w->gate_up.order, p->ungated ? i : s * p->I + i);
+        if (is_input_scaled(w)) g = oracle_mul(g, oracle_exact(t->affinity));
+    }
     if (scale && !p->mx) {
         size_t last = (size_t)scale->shape[2];
-        g = oracle_mul(g, constant(scale, (e * 2 + s) * last + (last == 1 ? 0 : i)));
+        g = oracle_mul(g, constant(scale, row * last + (last == 1 ? 0 : i)));
     }
-    size_t n = (e * 2 + s) * p->I + i;
+    size_t n = row * p->I + i;
     if (p->mx) n = (((e * p->I_p + partition) * 2 + s) * p->nI + at.tile) * 4 + at.q;
     if (bias) g = oracle_add(g, constant(bias, n));
     return s == 0 ? oracle_clamp(g, a->gate_clamp_upper_limit, a->gate_clamp_lower_limit)
@@ -263,10 +274,12 @@ static void make_intermediate(const work *w, token_work *t, size_t e, size_t ter
     const moe_tkg_args *a = w->plan->args;
     double alpha = oracle_flush((double)a->swiglu_alpha.value);
     for (size_t k = 0; k < terms; k++) {
-        bounded g = projection(w, t, e, k, 0), u = projection(w, t, e, k, 1);
+        bounded u = projection(w, t, e, k, 1), g = w->plan->ungated ? u : projection(w, t, e, k, 0);
+        bounded m = oracle_act(a->activation_fn, alpha, g);
+        m = oracle_clamp(m, a->act_clamp_upper_limit, (moe_optional_float){0, 0});
         if (a->activation_fn == MOE_SWIGLU)
             u = oracle_add(u, oracle_exact(oracle_flush((double)a->swiglu_up_offset.value)));
-        bounded m = oracle_mul(oracle_act(a->activation_fn, alpha, g), u);
+        if (!w->plan->ungated) m = oracle_mul(m, u);
         t->m.x[k] = w->plan->round_m ? oracle_to_bf16(m) : m;
     }
     quantise(w, &w->down, &t->m, terms, false);
@@ -317,25 +330,42 @@ static bounded finish(const token_work *t, size_t h)
     return oracle_settle(v, tight, proof);
 }
 
-static void run_expert(work *w, size_t e)
+/* The tokens for which expert e counts; INPUT_SCALE: those with another affinity for it. */
+static bool activate(work *w, size_t e)
 {
-    const oracle_plan *p = w->plan;
     bool any = false;
     for (size_t i = 0; i < w->n; i++) {
         token_work *t = &w->token[i];
-        t->active = oracle_affinities(p, t->t, e, w->affinity) > 0;
+        t->active = oracle_affinities(w->plan, t->t, e, w->affinity) > w->turn;
+        t->affinity = t->active ? w->affinity[w->turn] : 0;
         any |= t->active;
     }
-    if (!any) return;
+    return any;
+}
+
+static void add_token(work *w, token_work *t, size_t e)
+{
+    size_t n = oracle_affinities(w->plan, t->t, e, w->affinity);
+    add_expert(w, t, e, w->affinity, is_input_scaled(w) ? 1 : n);
+}
+
+static void run_turn(work *w, size_t e)
+{
+    const oracle_plan *p = w->plan;
     multiply(w, &w->gate_up, e, p->H, false);
     size_t terms = lanes_in_use(w, e);
     for (size_t i = 0; i < w->n; i++)
         if (w->token[i].active) make_intermediate(w, &w->token[i], e, terms);
     multiply(w, &w->down, e, terms, true);
     for (size_t i = 0; i < w->n; i++) {
-        token_work *t = &w->token[i];
-        if (t->active) add_expert(w, t, e, w->affinity, oracle_affinities(p, t->t, e, w->affinity));
+        if (w->token[i].active) add_token(w, &w->token[i], e);
     }
+}
+
+static void run_expert(work *w, size_t e)
+{
+    for (w->turn = 0; (w->turn == 0 || is_input_scaled(w)) && activate(w, e); w->turn++)
+        run_turn(w, e);
 }
 
 /* Rows first .. first + AT_ONCE - 1 of the result. */

@@ -123,7 +123,7 @@ bounded oracle_to_bf16(bounded a)
 
 /* ---- activations ---------------------------------------------------------------------------- */
 
-/* f = g s(z), s the logistic function and z(g) odd: all activations but GELU and ReLU. */
+/* f = g s(z), s the logistic function and z(g) odd: all activations but GELU and the ReLUs. */
 typedef struct logistic {
     double z, slope; /* z and dz/dg */
 } logistic;
@@ -138,7 +138,10 @@ static logistic logistic_at(moe_activation fn, double alpha, double g)
 
 static double act_value(moe_activation fn, double alpha, double g)
 {
-    if (fn == MOE_RELU) return g > 0 || isnan(g) ? g : 0;
+    if (fn == MOE_RELU || fn == MOE_RELU2) {
+        double r = g > 0 || isnan(g) ? g : 0;
+        return fn == MOE_RELU ? r : r * r;
+    }
     if (fn == MOE_GELU) return 0.5 * g * erfc(-g * 0.70710678118654752440);
     return g / (1 + exp(-logistic_at(fn, alpha, g).z));
 }
@@ -175,6 +178,10 @@ static double act_error(moe_activation fn, double alpha, double g, double d)
 bounded oracle_act(moe_activation fn, double alpha, bounded g)
 {
     if (isnan(g.v) || oracle_is_lost(g)) return g;
+    if (fn == MOE_RELU2) {
+        bounded r = oracle_act(MOE_RELU, alpha, g);
+        return oracle_mul(r, r);
+    }
     double v = act_value(fn, alpha, g.v);
     if (isinf(g.v) || (g.v == 0 && g.proof == 0)) return oracle_exact(v);
     if (fn == MOE_RELU) {

@@ -55,21 +55,21 @@ static bool is_masked(const oracle_plan *p, size_t t, int64_t column)
 size_t oracle_affinities(const oracle_plan *p, size_t t, size_t e, double *a)
 {
     const moe_tkg_args *args = p->args;
-    bool post = args->expert_affinities_scaling_mode == MOE_POST_SCALE;
+    bool scaled = args->expert_affinities_scaling_mode != MOE_NO_SCALE;
     if (args->is_all_expert) {
         int64_t column = p->column + (int64_t)e;
         a[0] = 1;
-        if (post && is_masked(p, t, column)) return 0;
-        if (post) a[0] = oracle_at(args->expert_affinities, t * p->E + (size_t)column);
+        if (scaled && is_masked(p, t, column)) return 0;
+        if (scaled) a[0] = oracle_at(args->expert_affinities, t * p->E + (size_t)column);
         return a[0] != 0;
     }
     size_t n = 0;
     for (size_t k = 0; k < p->K; k++) {
         if (oracle_integer_at(args->expert_index, t * p->K + k) != (int64_t)e) continue;
         a[n] = 1;
-        if (post && args->expert_affinities_eager)
+        if (scaled && args->expert_affinities_eager)
             a[n] = oracle_at(args->expert_affinities_eager, t * p->K + k);
-        else if (post)
+        else if (scaled)
             a[n] = oracle_at(args->expert_affinities, t * p->E + e);
         n += a[n] != 0;
     }
@@ -121,13 +121,13 @@ static bool check_plain_weights(const oracle_plan *p)
     const moe_tkg_args *a = p->args;
     const moe_tensor *gs = a->expert_gate_up_weights_scale, *ds = a->expert_down_weights_scale;
     const moe_tensor *gb = a->expert_gate_up_bias;
-    size_t rows[2] = {p->E_L, 2};
-    if (!SHAPE(a->expert_gate_up_weights, p->E_L, p->H, 2, p->I)) return false;
+    size_t rows[2] = {p->E_L, p->ungated ? 1 : 2};
+    if (!SHAPE(a->expert_gate_up_weights, p->E_L, p->H, rows[1], p->I)) return false;
     if (!SHAPE(a->expert_down_weights, p->E_L, p->I, p->H)) return false;
     if (!gs != !ds) return false;
     if (gs && !has_scale(gs, 2, rows, p->I) && !has_scale(gs, 2, rows, 1)) return false;
     if (ds && !has_scale(ds, 1, rows, p->H) && !has_scale(ds, 1, rows, 1)) return false;
-    return !gb || (oracle_is_float(gb) && SHAPE(gb, p->E_L, 2, p->I));
+    return !gb || (oracle_is_float(gb) && SHAPE(gb, p->E_L, rows[1], p->I));
 }
 
 static bool check_mx_weights(const oracle_plan *p)
@@ -159,6 +159,7 @@ static bool read_weights(oracle_plan *p)
     p->mx = oracle_is_mx(gate_up);
     if (p->mx != oracle_is_mx(down)) return false;
     p->prequantised = a->hidden_input_scale != NULL;
+    p->ungated = !p->mx && dim(gate_up, 2) == 1;
     p->E_L = dim(gate_up, 0);
     p->I = dim(gate_up, p->mx ? 4 : 3);
     p->H = p->mx ? dim(down, 3) : dim(gate_up, 1);
@@ -201,11 +202,11 @@ static bool read_all_expert(oracle_plan *p)
 static bool check_selective(const oracle_plan *p)
 {
     const moe_tkg_args *a = p->args;
-    bool post = a->expert_affinities_scaling_mode == MOE_POST_SCALE;
+    bool scaled = a->expert_affinities_scaling_mode != MOE_NO_SCALE;
     const moe_tensor *eager = a->expert_affinities_eager;
     if (!has_index(p)) return false;
-    if (post && eager && !(oracle_is_float(eager) && SHAPE(eager, p->T, p->K))) return false;
-    bool gathers = post && !eager;
+    if (scaled && eager && !(oracle_is_float(eager) && SHAPE(eager, p->T, p->K))) return false;
+    bool gathers = scaled && !eager;
     if (gathers && !check_affinities(p)) return false;
     for (size_t n = 0; n < p->T * p->K; n++) {
         int64_t e = oracle_integer_at(a->expert_index, n);
@@ -225,8 +226,8 @@ static bool read_mode(oracle_plan *p)
     if (p->mode == MOE_ACT_INT8 && (gate_up != MOE_MXFP4_X4 || down != MOE_MXFP4_X4)) return false;
     p->round_m = p->mode == MOE_ACT_EXACT && a->hidden_input->dtype == MOE_BF16 &&
                  down != MOE_F16 && down != MOE_F32;
-    if ((unsigned)p->mode > MOE_ACT_INT8 || (unsigned)a->activation_fn > MOE_SWIGLU) return false;
-    bool swiglu = a->swiglu_alpha.given && a->swiglu_up_offset.given;
+    if ((unsigned)p->mode > MOE_ACT_INT8 || (unsigned)a->activation_fn > MOE_RELU2) return false;
+    bool swiglu = a->swiglu_alpha.given && a->swiglu_up_offset.given && !p->ungated;
     return a->activation_fn != MOE_SWIGLU || swiglu;
 }
 
@@ -234,7 +235,8 @@ bool oracle_plan_make(oracle_plan *p, const moe_tkg_args *args)
 {
     *p = (oracle_plan){.args = args};
     if (args->expert_affinities_scaling_mode != MOE_NO_SCALE &&
-        args->expert_affinities_scaling_mode != MOE_POST_SCALE)
+        args->expert_affinities_scaling_mode != MOE_POST_SCALE &&
+        args->expert_affinities_scaling_mode != MOE_INPUT_SCALE)
         return false;
     p->E = dim(args->expert_affinities, 1);
     p->K = dim(args->expert_index, 1);

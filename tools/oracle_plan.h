@@ -14,6 +14,7 @@ typedef struct oracle_plan {
     const moe_tkg_args *args;
     size_t T, H, I, E_L, E, K;
     bool mx, prequantised;
+    bool ungated;       /* plain gate/up weights [E_L, H, 1, I]: up alone */
     size_t nH, nI, I_p; /* MX */
     size_t lanes;       /* terms of the down product: I, or nI * I_p * 4 lanes */
     moe_act_mode mode;  /* never DEFAULT */

@@ -59,6 +59,7 @@ bool shape_at(size_t i, shape *s, const char **aliases)
     const model *m = &MODELS[i];
     *s = (shape){.H = m->H, .I = m->I, .E = m->E, .K = m->K, .activation = m->activation};
     s->bias = m->activation == SHAPE_SWIGLU_OAI;
+    s->no_gate = m->activation == SHAPE_RELU2;
     snprintf(s->name, sizeof s->name, "%s", m->name);
     *aliases = m->aliases;
     return true;

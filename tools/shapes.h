@@ -22,7 +22,7 @@ typedef struct shape {
     char name[SHAPE_NAME];
     int64_t H, I, E, K;
     shape_activation activation;
-    bool bias;
+    bool bias, no_gate;
 } shape;
 
 /* Number i of the table; false past the last.  aliases: other names it goes by, "" if none. */

@@ -4,14 +4,15 @@
  * It owns the text, decoded in place, a node for each value in it and an entry for each member of
  * an object.  It refuses text that is no JSON object, that is too long or nested too deeply, and a
  * member that occurs twice.  Memory stays below 16 times the text: 12 bytes for a value, of which
- * the text has one in two bytes at most, and 16 more for a member, one in five.  Time grows with the
- * text times the logarithm of the number of members. */
+ * the text has one in two bytes at most, and up to 40 more for a member, one in four, while there
+ * come more.  Time grows with the text times the logarithm of the number of members. */
 #include "io/config.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "io/file.h"
+#include "io/grow.h"
 #include "io/io_error.h"
 #include "io/json_scan.h"
 
@@ -45,26 +46,27 @@ static bool is_list(const node *n)
 
 /* ---- reading --------------------------------------------------------------------------------- */
 
-/* How many values and members the text holds at most: a value is the first, or stands behind a
- * bracket that opens or a comma, and a member has a colon. */
-static bool make_room(cfg_file *c)
+typedef struct parser {
+    cfg_file *config;
+    io_json scan;
+    size_t room; /* of members */
+    bool nomem;
+} parser;
+
+/* As many values as the text can hold: the first, and one behind each bracket that opens and each
+ * comma, outside strings. */
+static size_t most_values(const char *text, size_t size)
 {
-    size_t values = 1, members = 0;
+    size_t values = 1;
     bool quoted = false;
-    for (size_t i = 0; i < c->size; i++) {
-        char one = c->text[i];
-        if (one == '"') quoted = !quoted;
-        if (!quoted) {
-            values += one == '{' || one == '[' || one == ',';
-            members += one == ':';
-        } else if (one == '\\') {
+    for (size_t i = 0; i < size; i++) {
+        if (text[i] == '"') quoted = !quoted;
+        if (!quoted)
+            values += text[i] == '{' || text[i] == '[' || text[i] == ',';
+        else if (text[i] == '\\')
             i++;
-        }
     }
-    if (members > values) members = values; /* no JSON */
-    c->nodes = malloc(values * sizeof *c->nodes);
-    c->members = malloc((members + 1) * sizeof *c->members);
-    return c->nodes && c->members;
+    return values;
 }
 
 /* Reads a value, or its opening bracket, into the next node. */
@@ -81,30 +83,42 @@ static bool read_node(cfg_file *c, io_json *s, uint32_t parent)
     return true;
 }
 
-/* Reads all values in the order of the text; list is the innermost that is open. */
-static bool read_values(cfg_file *c, io_json *s)
+/* Reads the key of a member whose value will be the next node. */
+static bool read_key(parser *p, uint32_t object)
 {
+    cfg_file *c = p->config;
+    member m = {.parent = object, .node = (uint32_t)c->count};
+    if (!io_json_key(&p->scan, &m.key)) return false;
+    member *list = io_grown(c->members, c->member_count, &p->room, sizeof m);
+    p->nomem = !list;
+    if (!list) return false;
+    c->members = list;
+    list[c->member_count++] = m;
+    return true;
+}
+
+/* Reads all values in the order of the text; list is the innermost that is open. */
+static bool read_values(parser *p)
+{
+    cfg_file *c = p->config;
+    io_json *s = &p->scan;
     if (io_json_peek(s) != '{') return io_json_fail(s, "an object is expected");
     if (!read_node(c, s, ROOT)) return false;
     uint32_t list = ROOT;
     for (int depth = 1; depth > 0;) {
         bool object = c->nodes[list].kind == IO_JSON_OBJECT;
+        uint32_t next = (uint32_t)c->count;
         if (!io_json_next(s, object ? '}' : ']', c->nodes[list].value)) {
             if (s->rule) return false;
             list = c->nodes[list].parent;
             depth--;
             continue;
         }
-        uint32_t number = (uint32_t)c->count;
-        if (object) {
-            member *m = &c->members[c->member_count++];
-            *m = (member){.parent = list, .node = number};
-            if (!io_json_key(s, &m->key)) return false;
-        }
+        if (object && !read_key(p, list)) return false;
         if (!read_node(c, s, list)) return false;
-        if (!is_list(&c->nodes[number])) continue;
+        if (!is_list(&c->nodes[next])) continue;
         if (depth++ == DEPTH_MAX) return io_json_fail(s, "lists are nested more than 32 deep");
-        list = number;
+        list = next;
     }
     return io_json_end(s);
 }
@@ -119,7 +133,7 @@ static int compare_members(const void *a, const void *b)
 /* Sorting, unlike hashing, cannot be slowed down by chosen keys. */
 static io_status sort_members(cfg_file *c, const char *path, io_error *error)
 {
-    qsort(c->members, c->member_count, sizeof *c->members, compare_members);
+    if (c->members) qsort(c->members, c->member_count, sizeof *c->members, compare_members);
     for (size_t i = 1; i < c->member_count; i++) {
         const member *m = &c->members[i];
         if (compare_members(m - 1, m) == 0)
@@ -134,11 +148,12 @@ static io_status load(cfg_file *c, const io_file *in, io_error *error)
     io_status status = io_file_text(in, TEXT_MAX, &c->text, error);
     if (status != IO_OK) return status;
     c->size = in->size;
-    if (!make_room(c)) return io_no_memory(error, in->path);
-    io_json s = {.text = c->text, .size = c->size};
-    if (!read_values(c, &s))
-        return io_fail(error, IO_E_FORMAT, in->path, "%s at byte %zu", s.rule, s.token);
-    return sort_members(c, in->path, error);
+    c->nodes = malloc(most_values(c->text, c->size) * sizeof *c->nodes);
+    if (!c->nodes) return io_no_memory(error, in->path);
+    parser p = {.config = c, .scan = {.text = c->text, .size = c->size}};
+    if (read_values(&p)) return sort_members(c, in->path, error);
+    if (p.nomem) return io_no_memory(error, in->path);
+    return io_fail(error, IO_E_FORMAT, in->path, "%s at byte %zu", p.scan.rule, p.scan.token);
 }
 
 /* Reads all of in, and closes it. */

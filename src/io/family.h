@@ -85,7 +85,8 @@ enum { FAMILY_LAYERS_MOST = 65536, FAMILY_EXPERTS_MOST = 4096, FAMILY_TOPK_MOST 
 /* The rules of a model, as far as they hold for all layers. */
 typedef struct family_rules {
     const char *family;
-    const layout *const *layouts; /* FAMILY_LAYOUTS, NULL past the last */
+    const struct family_architecture *architecture; /* of GGUF; else NULL */
+    const layout *const *layouts;                   /* FAMILY_LAYOUTS, NULL past the last */
     int64_t layers;
     moe_layer_info info; /* all but what tensors say */
     int64_t shared_I;    /* 0: none; -1: what the tensors say */
@@ -97,6 +98,10 @@ typedef struct family_rules {
  * family is unknown, or a key is missing or has no usable value. */
 moe_status family_of_config(const cfg_file *config, const char *path, family_rules *rules);
 moe_status family_of_gguf(const gg_file *gguf, const char *path, family_rules *rules);
+
+/* Adds what the keys of a GGUF file say of one layer alone. */
+moe_status family_gguf_layer(const gg_file *gguf, const char *path, const family_rules *rules,
+                             int64_t layer, moe_layer_info *info);
 
 /* Shared by both: checks H, I, E, K, groups and scale of *rules. */
 moe_status family_check(const char *path, const family_rules *rules);

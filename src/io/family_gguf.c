@@ -37,7 +37,7 @@ static const layout *const no_gate_layouts[FAMILY_LAYOUTS] = {&no_gate};
 /* Numbers of expert_gating_func. */
 enum { GATING_NONE, GATING_SOFTMAX, GATING_SIGMOID, GATING_TOPK_SOFTMAX, GATING_SQRT_SOFTPLUS };
 
-typedef struct architecture {
+typedef struct family_architecture {
     const char *name, *family;
     moe_activation activation;
     bool no_gate;
@@ -210,20 +210,40 @@ static moe_status router(reader *r, moe_layer_info *info)
     return MOE_OK;
 }
 
-static moe_status activation(reader *r, moe_layer_info *info)
+static void activation(const architecture *row, moe_layer_info *info)
 {
-    bool swiglu = r->row->activation == MOE_SWIGLU;
+    info->activation = row->activation;
+    info->has_gate = !row->no_gate;
+    if (row->activation != MOE_SWIGLU) return;
+    info->swiglu_alpha = moe_given_float(1.702f);
+    info->swiglu_up_offset = moe_given_float(1.0f);
+}
+
+/* A limit, of all layers or one for each; absent, or 0 or less: *limit stays, or is 0. */
+static moe_status layer_limit(reader *r, const char *name, int64_t layer, double *limit)
+{
+    if (!gg_has(r->file, key(r, name))) return MOE_OK;
+    if (!gg_real(r->file, r->key, limit) && !gg_array_real(r->file, r->key, (size_t)layer, limit))
+        return model_fail(MOE_E_MODEL, r->path, "%s: has no number for layer %lld", r->key,
+                          (long long)layer);
+    if (*limit < 0) *limit = 0;
+    return MOE_OK;
+}
+
+moe_status family_gguf_layer(const gg_file *gguf, const char *path, const family_rules *rules,
+                             int64_t layer, moe_layer_info *info)
+{
+    reader r = {.file = gguf, .path = path, .row = rules->architecture};
+    bool swiglu = r.row->activation == MOE_SWIGLU;
     double limit = swiglu ? 7.0 : 0.0;
-    info->activation = r->row->activation;
-    info->has_gate = !r->row->no_gate;
-    moe_status s = real(r, "swiglu_clamp_exp", &limit);
+    moe_status s = layer_limit(&r, "swiglu_clamp_exp", layer, &limit);
+    double shared = limit;
+    if (s == MOE_OK) s = layer_limit(&r, "swiglu_clamp_shexp", layer, &shared);
     if (s != MOE_OK) return s;
-    if (swiglu) {
-        info->swiglu_alpha = moe_given_float(1.702f);
-        info->swiglu_up_offset = moe_given_float(1.0f);
-    }
-    if (limit <= 0) return MOE_OK;
-    if (swiglu || r->row->limit_before)
+    if (shared != limit && !info->foreign_router)
+        info->foreign_router = "other limits for the shared expert";
+    if (limit == 0) return MOE_OK;
+    if (swiglu || r.row->limit_before)
         info->gate_clamp_upper_limit = moe_given_float((float)limit);
     else
         info->act_clamp_upper_limit = moe_given_float((float)limit);
@@ -240,10 +260,11 @@ moe_status family_of_gguf(const gg_file *gguf, const char *path, family_rules *r
     if (s != MOE_OK) return s;
     rules->family = r.row->family;
     rules->layouts = r.row->no_gate ? no_gate_layouts : gated_layouts;
+    rules->architecture = r.row;
     rules->needs = r.row->needs;
     rules->grid_rows = 128;
     s = sizes(&r, rules);
     if (s == MOE_OK) s = router(&r, &rules->info);
-    if (s == MOE_OK) s = activation(&r, &rules->info);
+    activation(r.row, &rules->info);
     return s == MOE_OK ? family_check(path, rules) : s;
 }

@@ -55,9 +55,10 @@ bool gg_real(const gg_file *file, const char *key, double *value);
 bool gg_bool(const gg_file *file, const char *key, bool *value);
 bool gg_string(const gg_file *file, const char *key, const char **value); /* owned by the file */
 bool gg_has(const gg_file *file, const char *key);
-/* An array of integers, or of booleans as 0 and 1: how many there are, and value number i. */
+/* An array of numbers, or of booleans as 0 and 1: how many there are, and value number i, as above. */
 bool gg_array(const gg_file *file, const char *key, size_t *count);
 bool gg_array_integer(const gg_file *file, const char *key, size_t i, int64_t *value);
+bool gg_array_real(const gg_file *file, const char *key, size_t i, double *value);
 
 size_t gg_keys(const gg_file *file);
 const char *gg_key(const gg_file *file, size_t i);

@@ -9,12 +9,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "checked.h"
 #include "io/gguf_file.h"
 #include "io/io_error.h"
 #include "io/utf8.h"
 
-enum { WINDOW = 16384, BLOCK_MIN = 256, BLOCK_MAX = 65536 };
+enum { WINDOW = 16384 };
 
 bool gg_cursor_open(gg_cursor *c, gg_part *part, io_error *error)
 {
@@ -134,27 +133,10 @@ bool gg_take_u64(gg_cursor *c, uint64_t *value)
     return true;
 }
 
-/* Blocks double, so that small headers stay small, up to a size; what does not fit gets a block of
- * its own size. */
 void *gg_keep(gg_cursor *c, size_t n)
 {
-    gg_part *p = c->part;
-    if (!p->blocks || n > p->block_size - p->block_used) {
-        size_t size = p->block_size < BLOCK_MAX / 2 ? p->block_size * 2 : BLOCK_MAX, bytes;
-        if (size < BLOCK_MIN) size = BLOCK_MIN;
-        if (size < n) size = n;
-        gg_block *block = checked_add(sizeof *block, size, &bytes) ? malloc(bytes) : NULL;
-        if (!block) {
-            gg_no_memory(c);
-            return NULL;
-        }
-        block->next = p->blocks;
-        p->blocks = block;
-        p->block_size = size;
-        p->block_used = 0;
-    }
-    void *kept = p->blocks->bytes + p->block_used;
-    p->block_used += n;
+    void *kept = io_keep_bytes(&c->part->keep, n);
+    if (!kept) gg_no_memory(c);
     return kept;
 }
 

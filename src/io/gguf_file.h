@@ -5,6 +5,7 @@
 
 #include "io/file.h"
 #include "io/gguf.h"
+#include "io/keep.h"
 
 enum {
     GG_STRING_MAX = 65536,        /* bytes of a key, a name, a value */
@@ -39,7 +40,7 @@ typedef struct gg_pair {
     union {
         uint64_t bits;              /* of a number, as they are in the file, 0 above */
         const char *text;           /* of a string; NULL: not kept */
-        const unsigned char *bytes; /* of an array of integers or booleans; else NULL */
+        const unsigned char *bytes; /* of an array of numbers or booleans; else NULL */
     } value;
     uint64_t count; /* elements of an array */
     uint32_t at;    /* where the file has it */
@@ -52,20 +53,13 @@ typedef struct gg_entry {
     size_t at;
 } gg_entry;
 
-/* Names and values, in blocks that do not move. */
-typedef struct gg_block {
-    struct gg_block *next;
-    char bytes[];
-} gg_block;
-
 typedef struct gg_part {
     io_file in;
     size_t alignment, data_start;
     gg_pair *pairs;
     size_t pair_count, pair_room;
     const gg_pair **by_key;
-    gg_block *blocks; /* the newest first */
-    size_t block_size, block_used;
+    io_keep keep; /* names and values */
 } gg_part;
 
 struct gg_file {
@@ -112,7 +106,7 @@ bool gg_skip(gg_cursor *c, size_t n);
 bool gg_take_u32(gg_cursor *c, uint32_t *value);
 bool gg_take_u64(gg_cursor *c, uint64_t *value);
 
-/* Room for n bytes in the part's blocks; NULL and a failure if there is no memory. */
+/* Room for n bytes that the part keeps; NULL and a failure if there is no memory. */
 void *gg_keep(gg_cursor *c, size_t n);
 
 /* A string's length: at most `most`, and not more than the rest. */

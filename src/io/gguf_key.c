@@ -85,7 +85,6 @@ static bool take_array(gg_cursor *c, gg_pair *pair)
         return gg_fail(c, "an array of %" PRIu64 " values is longer than the rest of the header",
                        pair->count);
     size_t n = pair->count * width; /* at most the rest */
-    if (!is_integer(pair->element) && pair->element != GG_BOOL) return gg_skip(c, n);
     unsigned char *bytes = gg_keep(c, n);
     if (!bytes || !gg_take(c, bytes, n)) return false;
     pair->value.bytes = bytes;
@@ -270,14 +269,31 @@ bool gg_array(const gg_file *file, const char *key, size_t *count)
     return true;
 }
 
-bool gg_array_integer(const gg_file *file, const char *key, size_t i, int64_t *value)
+/* Element i as a pair of its own; false if there is none. */
+static bool element(const gg_file *file, const char *key, size_t i, gg_pair *one)
 {
     const gg_pair *pair = find(file, key, GG_ARRAY);
     if (!pair || !pair->value.bytes || i >= pair->count) return false;
     size_t width = value_bytes[pair->element];
-    uint64_t bits = 0;
-    for (size_t b = width; b-- > 0;) bits = bits << 8 | pair->value.bytes[i * width + b];
-    return to_integer(pair->element == GG_BOOL ? GG_U8 : pair->element, bits, value);
+    *one = (gg_pair){.type = pair->element == GG_BOOL ? GG_U8 : pair->element};
+    for (size_t b = width; b-- > 0;)
+        one->value.bits = one->value.bits << 8 | pair->value.bytes[i * width + b];
+    return true;
+}
+
+bool gg_array_integer(const gg_file *file, const char *key, size_t i, int64_t *value)
+{
+    gg_pair one;
+    return element(file, key, i, &one) && gg_pair_integer(&one, value);
+}
+
+bool gg_array_real(const gg_file *file, const char *key, size_t i, double *value)
+{
+    gg_pair one;
+    double real = element(file, key, i, &one) ? pair_real(&one) : NAN;
+    if (!isfinite(real)) return false;
+    *value = real;
+    return true;
 }
 
 size_t gg_keys(const gg_file *file)

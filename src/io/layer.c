@@ -71,13 +71,16 @@ static bool is_dense(const ck_tensor *t)
     return t->type == CK_BF16 || t->type == CK_F16 || t->type == CK_F32 || t->type == CK_E4M3;
 }
 
-static bool has_shape(const ck_tensor *t, int64_t E, int64_t rows, int64_t k)
+/* 1: [E, rows, k]; -1: [E, k, rows]; 0: both or neither. */
+static int orientation(const ck_tensor *t, const layer_search *search)
 {
-    return t->rank == 3 && t->shape[0] == E && t->shape[1] == rows && t->shape[2] == k;
+    int64_t rows = search->rows, k = search->k;
+    if (!is_dense(t) || t->rank != 3 || t->shape[0] != search->experts->E) return 0;
+    return (t->shape[1] == rows && t->shape[2] == k) - (t->shape[1] == k && t->shape[2] == rows);
 }
 
-/* Whether tensors of all experts hold [H, 2I] and [I, H] instead of [2I, H] and [H, I]: the shapes of
- * both together leave no doubt, whatever H and I are. */
+/* Whether tensors of all experts hold [H, 2I] and [I, H] instead of [2I, H] and [H, I].  Of square
+ * ones the other tells: 2I = H and I = H are never both. */
 static moe_status find_orientation(const layer_search *gate_up, const layer_search *down,
                                    bool *transposed)
 {
@@ -86,12 +89,9 @@ static moe_status find_orientation(const layer_search *gate_up, const layer_sear
     *transposed = false;
     moe_status s = layer_weights_shape(gate_up, &g, &has_g);
     if (s == MOE_OK) s = layer_weights_shape(down, &d, &has_d);
-    if (s != MOE_OK || !has_g || !has_d || !is_dense(&g) || !is_dense(&d)) return s;
-    int64_t E = gate_up->experts->E;
-    bool straight =
-        has_shape(&g, E, gate_up->rows, gate_up->k) && has_shape(&d, E, down->rows, down->k);
-    *transposed = !straight && has_shape(&g, E, gate_up->k, gate_up->rows) &&
-                  has_shape(&d, E, down->k, down->rows);
+    if (s != MOE_OK) return s;
+    int of_g = has_g ? orientation(&g, gate_up) : 0, of_d = has_d ? orientation(&d, down) : 0;
+    *transposed = (of_g != 0 ? of_g : of_d) < 0;
     return MOE_OK;
 }
 
@@ -156,8 +156,11 @@ static moe_status find_experts(const layer_place *place, const stems *n, bool st
     const ck_tensor *t = &x->pieces[x->up.weights.piece].tensors[0];
     if (strcmp(x->gate.format, x->up.format) != 0)
         return layer_refuse(place, t, "is %s, and the gate's %s", x->up.format, x->gate.format);
-    if ((x->gate.bias.dtype == MOE_DTYPE_NONE) != (x->up.bias.dtype == MOE_DTYPE_NONE))
-        return layer_refuse(place, t, "only one of gate and up has a bias");
+    if (x->gate.bias.dtype != x->up.bias.dtype || x->gate.scale.dtype != x->up.scale.dtype ||
+        x->gate.row_scale.dtype != x->up.row_scale.dtype)
+        return layer_refuse(place, t,
+                            "has a bias or scales that the gate's has not, or of another "
+                            "type, or the other way round");
     return MOE_OK;
 }
 
@@ -298,7 +301,11 @@ moe_status layer_resolve(const layer_place *place, layer_plan *plan)
     memset(plan, 0, sizeof *plan);
     plan->info = place->rules->info;
     plan->info.layer = place->number;
-    moe_status s = find_routed(place, plan);
+    moe_status s = MOE_OK;
+    const checkpoint *ck = place->ck;
+    if (ck_gguf(ck))
+        s = family_gguf_layer(ck_gguf(ck), ck_path(ck), place->rules, place->number, &plan->info);
+    if (s == MOE_OK) s = find_routed(place, plan);
     if (s == MOE_OK) s = find_router(place, plan);
     if (s == MOE_OK) s = find_shared(place, plan);
     if (s == MOE_OK) s = find_shared_gate(place, plan);

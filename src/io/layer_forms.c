@@ -143,6 +143,15 @@ static moe_status group_scale(const looking *l, moe_dtype dtype, int64_t group, 
     return piece_add(s, l->form->scale, &l->scale, LAYER_COPY, &m->scale);
 }
 
+static moe_status no_scale(const looking *l)
+{
+    if (l->form->scale) return piece_missing(l->search, l->form->scale, 0);
+    return layer_refuse(l->search->place, &l->weights,
+                        "%s weights without a scale (looked for weight_scale_inv, weight_scale and "
+                        "scale)",
+                        l->weights.type_name);
+}
+
 /* ---- formats --------------------------------------------------------------------------------- */
 
 /* Elements that lie one by one: [rows, k], or [k, rows]. */
@@ -189,11 +198,7 @@ static moe_status fp8(const looking *l)
     moe_status s = dense(l, MOE_E4M3FN);
     const ck_tensor *t = &l->scale;
     if (s != MOE_OK) return s;
-    if (!l->has_scale)
-        return layer_refuse(l->search->place, &l->weights,
-                            "%s weights without a scale (looked for weight_scale_inv, "
-                            "weight_scale and scale)",
-                            l->weights.type_name);
+    if (!l->has_scale) return no_scale(l);
     int64_t groups[2] = {l->search->rows, l->search->k / 32};
     bool bytes = t->type == CK_U8 || t->type == CK_E8M0;
     if (bytes && !l->search->transposed && l->search->k % 32 == 0 &&
@@ -218,8 +223,7 @@ static moe_status four_bits(const looking *l)
         return piece_refuse_shape(f, &l->weights, 2, row);
     moe_status s = packed_rows(l, MOE_E2M1_X2, f->k / 2, 1);
     if (s != MOE_OK) return s;
-    if (!l->has_scale)
-        return piece_missing(f, l->form->scale ? l->form->scale : ".weight_scale", 0);
+    if (!l->has_scale) return no_scale(l);
     if (l->scale.type == CK_U8 || l->scale.type == CK_E8M0)
         return group_scale(l, MOE_E8M0, 32, "mxfp4", l->m);
     if (l->scale.type != CK_E4M3) return refuse_type(l, &l->scale);
@@ -245,8 +249,7 @@ static moe_status int4(const looking *l)
     moe_status s = packed_rows(l, MOE_INT4_X2, f->k / 2, 1);
     if (s == MOE_OK && l->form->shape) s = piece_add_shape(f, l->form->shape);
     if (s != MOE_OK) return s;
-    if (!l->has_scale)
-        return piece_missing(f, l->form->scale ? l->form->scale : ".weight_scale", 0);
+    if (!l->has_scale) return no_scale(l);
     if (l->scale.type != CK_BF16 && l->scale.type != CK_F16) return refuse_type(l, &l->scale);
     moe_dtype dtype = float_dtype(l->scale.type);
     for (int i = 0; i < 3; i++) {

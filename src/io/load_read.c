@@ -102,41 +102,47 @@ static const layer_array *place_of(const layer_matrix *m, int i)
     return places[i];
 }
 
-/* What is known before any expert is read. */
-static void describe_matrix(const layer_matrix *from, moe_matrix *to)
-{
-    moe_array *arrays[ARRAYS];
-    arrays_of(to, arrays);
-    for (int i = 0; i < ARRAYS; i++) {
-        const layer_array *a = place_of(from, i);
-        arrays[i]->dtype = a->dtype;
-        arrays[i]->row_stride = a->row_stride;
-        arrays[i]->column_stride = a->column_stride;
-    }
-    to->scale_k = from->scale_k;
-    to->scale_rows = from->scale_rows;
-}
-
-static void point_matrix(const loader *l, const layer_matrix *from, moe_matrix *to)
+static void describe_matrix(const layer_experts *x, const layer_matrix *from,
+                            const unsigned char *buffer, size_t stride, moe_matrix *to)
 {
     moe_array *arrays[ARRAYS];
     arrays_of(to, arrays);
     for (int i = 0; i < ARRAYS; i++) {
         const layer_array *a = place_of(from, i);
         if (a->dtype == MOE_DTYPE_NONE) continue;
-        arrays[i]->data = l->buffer + l->x->pieces[a->piece].at + a->offset;
-        arrays[i]->expert_stride = (int64_t)l->stride;
+        arrays[i]->dtype = a->dtype;
+        arrays[i]->row_stride = a->row_stride;
+        arrays[i]->column_stride = a->column_stride;
+        if (!buffer) continue;
+        arrays[i]->data = buffer + x->pieces[a->piece].at + a->offset;
+        arrays[i]->expert_stride = (int64_t)stride;
     }
+    to->scale_k = from->scale_k;
+    to->scale_rows = from->scale_rows;
+}
+
+void load_describe(const layer_experts *x, const unsigned char *buffer, size_t stride,
+                   moe_experts_args *args)
+{
+    describe_matrix(x, &x->gate, buffer, stride, &args->gate);
+    describe_matrix(x, &x->up, buffer, stride, &args->up);
+    describe_matrix(x, &x->down, buffer, stride, &args->down);
+}
+
+moe_status load_read_expert(const layer_experts *x, size_t e, unsigned char *buffer)
+{
+    moe_status s = MOE_OK;
+    for (int i = 0; s == MOE_OK && i < x->piece_count; i++)
+        s = read_piece(&x->pieces[i], e, buffer);
+    return s;
 }
 
 static moe_status read_experts(loader *l, size_t first, size_t count)
 {
     announce(l, first + count, count);
     for (size_t e = 0; e < count; e++) {
-        for (int i = 0; i < l->x->piece_count; i++) {
-            moe_status s = read_piece(&l->x->pieces[i], first + e, l->buffer + e * l->stride);
-            if (s != MOE_OK) return s;
-        }
+        moe_status s = load_read_expert(l->x, first + e, l->buffer + e * l->stride);
+        if (s != MOE_OK) return s;
     }
     return load_advance(l->progress, count * l->x->expert_file_bytes);
 }
@@ -146,9 +152,7 @@ static moe_status fetch(void *user, int64_t first, int64_t count, moe_experts_ar
     loader *l = user;
     l->failed = read_experts(l, (size_t)first, (size_t)count);
     if (l->failed != MOE_OK) return l->failed;
-    point_matrix(l, &l->x->gate, &part->gate);
-    point_matrix(l, &l->x->up, &part->up);
-    point_matrix(l, &l->x->down, &part->down);
+    load_describe(l->x, l->buffer, l->stride, part);
     return MOE_OK;
 }
 
@@ -173,15 +177,13 @@ moe_status load_experts(const layer_experts *x, moe_context *context, moe_packin
     loader l = {.x = x, .progress = progress};
     size_t count, bytes;
     if (!buffer_size(&l, &count, &bytes)) return no_memory(progress);
-    l.buffer = aligned_alloc(BUFFER_ALIGN, bytes);
+    l.buffer = malloc(bytes);
     if (!l.buffer) return no_memory(progress);
     moe_experts_args args = moe_experts_args_init();
     args.E_L = x->E;
     args.H = x->H;
     args.I = x->I;
-    describe_matrix(&x->gate, &args.gate);
-    describe_matrix(&x->up, &args.up);
-    describe_matrix(&x->down, &args.down);
+    load_describe(x, NULL, 0, &args);
     args.fetch = fetch;
     args.fetch_user = &l;
     args.fetch_count = (int64_t)count;

@@ -16,6 +16,14 @@ typedef struct load_progress {
 /* Counts bytes as read.  MOE_E_READ: the caller wants no more. */
 moe_status load_advance(load_progress *progress, uint64_t bytes);
 
+/* Reads expert e into a buffer of x->expert_bytes bytes, aligned as memory of malloc is, ... */
+moe_status load_read_expert(const layer_experts *x, size_t e, unsigned char *buffer);
+
+/* ... and what moe_experts_create is told of experts that lie in one, stride bytes apart: all but their
+ * number.  buffer NULL: not where they lie. */
+void load_describe(const layer_experts *x, const unsigned char *buffer, size_t stride,
+                   moe_experts_args *args);
+
 /* Packs the experts on context's threads.  Beside the result it takes memory for one expert, or for as
  * many as make up a sixteenth of them (at most 32 MiB). */
 moe_status load_experts(const layer_experts *x, moe_context *context, moe_packing packing,

@@ -5,6 +5,7 @@
  * Every other instruction set's kernels equal these bit for bit.  Written to be read: a block of
  * weights is widened to f32, and each token's dot products with it are taken in canonical order. */
 #include "quantize_block.h"
+#include "route_block.h"
 
 /* The widened weights of one block, [matrix][k][row], and the sums, [matrix][token][row]. */
 typedef float block_weights[2][KERNEL_PLAIN][KERNEL_ROWS];
@@ -286,14 +287,31 @@ static inline float clamp(float v, float upper, float lower)
     return v < lower ? lower : v;
 }
 
-static inline float activate(const kernel_point *p, float g)
+static inline float activation_of(const kernel_point *p, float g)
 {
     switch (p->activation) {
     case MOE_GELU: return num_gelu(g);
     case MOE_GELU_TANH: return num_gelu_tanh(g);
-    case MOE_RELU: return g > 0.0f || num_is_nan(g) ? g : 0.0f;
+    case MOE_RELU: return num_relu(g);
+    case MOE_RELU2: return num_relu(g) * num_relu(g);
     default: return num_swish(g, p->alpha);
     }
+}
+
+/* At most the limit; NaN passes. */
+static inline float activate(const kernel_point *p, float g)
+{
+    float v = activation_of(p, g);
+    return v > p->act_upper ? p->act_upper : v;
+}
+
+/* Row r of a half for token t: its sum, times the token's factor, before the limits. */
+static inline float projection(const kernel_gate_up *a, panel_sums sum, size_t half, size_t t,
+                               size_t r)
+{
+    float v = sum[half][t][r];
+    if (a->factor != NULL) v = v * a->factor[t];
+    return affine(v, &a->panel.rows[half], r);
 }
 
 static inline void gate_up(const kernel_gate_up *a, kernel_format f, kernel_operand o)
@@ -301,13 +319,18 @@ static inline void gate_up(const kernel_gate_up *a, kernel_format f, kernel_oper
     const kernel_point *p = a->point;
     panel_sums sum;
     sums(&a->panel, &a->tiles, f, o, sum);
-    for (size_t t = 0; t < a->tiles.tokens; t++)
-        for (size_t r = 0; r < KERNEL_ROWS; r++) {
-            float g =
-                clamp(affine(sum[0][t][r], &a->panel.rows[0], r), p->gate_upper, p->gate_lower);
-            float u = clamp(affine(sum[1][t][r], &a->panel.rows[1], r), p->up_upper, p->up_lower);
-            a->mid[t * a->mid_stride + r] = activate(p, g) * (u + p->up_offset);
+    for (size_t t = 0; t < a->tiles.tokens; t++) {
+        float *mid = a->mid + t * a->mid_stride;
+        for (size_t m = 0; p->ungated && m < a->panel.halves; m++)
+            for (size_t r = 0; r < KERNEL_ROWS; r++)
+                mid[m * KERNEL_ROWS + r] =
+                    activate(p, clamp(projection(a, sum, m, t, r), p->up_upper, p->up_lower));
+        for (size_t r = 0; !p->ungated && r < KERNEL_ROWS; r++) {
+            float g = clamp(projection(a, sum, 0, t, r), p->gate_upper, p->gate_lower);
+            float u = clamp(projection(a, sum, 1, t, r), p->up_upper, p->up_lower);
+            mid[r] = activate(p, g) * (u + p->up_offset);
         }
+    }
 }
 
 static inline void down(const kernel_down *a, kernel_format f, kernel_operand o)
@@ -319,6 +342,30 @@ static inline void down(const kernel_down *a, kernel_format f, kernel_operand o)
             for (size_t r = 0; r < KERNEL_ROWS; r++)
                 a->y[t * a->y_stride + m * KERNEL_ROWS + r] =
                     affine(sum[m][t][r], &a->panel.rows[m], r);
+}
+
+/* ---- the router ------------------------------------------------------------------------------ */
+
+static void route_dots(const kernel_route *a)
+{
+    for (size_t t = 0; t < a->tokens; t++)
+        for (size_t r = 0; r < a->rows; r++)
+            for (size_t k = 0; k < a->k; k++) {
+                float *lane = &a->acc[t][r][k % KERNEL_LANES];
+                *lane = fmaf(a->x[t * a->x_stride + k], a->w[r * a->w_stride + k], *lane);
+            }
+}
+
+static void route_widen(const void *v, moe_dtype dtype, size_t n, float *out)
+{
+    const uint16_t *half = v;
+    switch (dtype) {
+    case MOE_BF16: route_widen_bf16(half, n, out); break;
+    case MOE_F16:
+        for (size_t i = 0; i < n; i++) out[i] = num_from_f16(half[i]);
+        break;
+    default: memcpy(out, v, n * sizeof *out);
+    }
 }
 
 /* ---- the table ------------------------------------------------------------------------------- */
@@ -374,4 +421,5 @@ KERNEL_PAIR(int8_int8, FORMAT_Q8_0, OPERAND_INT8)
     }
 
 const kernel_table kernel_table_scalar = {"scalar",    {1, 1},          SLOTS(gate_up),
-                                          SLOTS(down), quantize_tokens, reduce_terms};
+                                          SLOTS(down), quantize_tokens, reduce_terms,
+                                          route_dots,  route_scores,    route_widen};

@@ -28,6 +28,7 @@ static layer_spec read_spec(input *in)
     static const moe_dtype plain[] = {MOE_BF16, MOE_F16, MOE_F32, MOE_E4M3_IEEE, MOE_E4M3FN};
     static const moe_dtype mx[] = {MOE_MXFP4_X4, MOE_MXFP8_X4},
                            index[] = {MOE_I32, MOE_U32, MOE_I64};
+    static const moe_affinity_scale scaling[] = {MOE_NO_SCALE, MOE_POST_SCALE, MOE_INPUT_SCALE};
     layer_spec s = {.seed = next(in)};
     bool is_mx = pick(in, 4) == 3;
     s.hidden = hidden[pick(in, COUNT(hidden))];
@@ -41,17 +42,17 @@ static layer_spec read_spec(input *in)
     s.E_L = 1 + (int64_t)pick(in, 3);
     s.K = 1 + (int64_t)pick(in, 3);
     s.E = s.E_L * (1 + (int64_t)pick(in, 3));
-    s.scaling = (moe_affinity_scale)pick(in, 2);
+    s.scaling = scaling[pick(in, COUNT(scaling))];
     s.rank = (uint32_t)pick(in, (size_t)(s.E / s.E_L));
     s.scales = (layer_scales)pick(in, 3);
     uint8_t flags = next(in);
     s.mask = flags & 1;
-    s.eager = !s.all_expert && s.scaling == MOE_POST_SCALE && (flags & 2);
+    s.eager = !s.all_expert && s.scaling != MOE_NO_SCALE && (flags & 2);
     s.gate_up_bias = flags & 4;
     s.down_bias = flags & 8;
     s.clamp = flags & 16;
     s.output_in_sbuf = s.place >= LAYER_SBUF && (flags & 32);
-    s.activation = (moe_activation)pick(in, MOE_SWIGLU + 1);
+    s.activation = (moe_activation)pick(in, MOE_RELU2 + 1);
     s.act_mode = (moe_act_mode)pick(in, is_mx ? MOE_ACT_MXFP8 + 1 : MOE_ACT_EXACT + 1);
     if (s.weights == MOE_MXFP4_X4 && s.down == MOE_MXFP4_X4 && (flags & 64))
         s.act_mode = MOE_ACT_INT8;
