@@ -11,11 +11,11 @@
 #include "io/cache.h"
 #include "io/cache_record.h"
 #include "io/hash.h"
-#include "layer_file.h"
+#include "loaded_layer.h"
 
 #include <stdlib.h>
 
-enum { KINDS = LAYER_FILE_KINDS - 1 }; /* without the largest, which is slow */
+enum { KINDS = LOADED_LAYER_KINDS - 1 }; /* without the largest, which is slow */
 enum { AT_KIND = 24, AT_ABOUT = 40, AT_PAYLOAD = 48, AT_ABOUT_HASH = 72, AT_HEAD_HASH = 88 };
 
 typedef struct bytes {
@@ -25,13 +25,13 @@ typedef struct bytes {
 
 /* ---- a sound file ---------------------------------------------------------------------------- */
 
-/* Of a kind of layer_file.h; made once. */
+/* Of a kind of loaded_layer.h; made once. */
 static bytes sound_file(unsigned kind)
 {
     static bytes files[KINDS];
     char folder[] = "/tmp/moe_fuzz_cache_XXXXXX", path[64];
     if (files[kind].data != NULL) return files[kind];
-    moe_layer *layer = layer_file_make(kind, 3);
+    moe_layer *layer = loaded_layer_make(kind, 3);
     MUST(mkdtemp(folder) != NULL && moe_layer_save(layer, folder) == MOE_OK);
     snprintf(path, sizeof path, "%s/layer-00003.moe", folder);
     FILE *f = fopen(path, "rb");
