@@ -13,7 +13,4 @@ enum { LOADED_LAYER_KINDS = 4 };
  * memory. */
 moe_layer *loaded_layer_make(unsigned kind, int64_t number);
 
-/* What moe_model_load keeps of layer i of the model's, but for the weights. */
-moe_layer *loaded_layer_of(const moe_model *model, int64_t i);
-
 #endif

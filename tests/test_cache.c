@@ -71,6 +71,7 @@ static struct {
 } plan;
 
 static _Atomic int descriptors;
+static _Atomic size_t largest; /* that calloc was asked for */
 
 static bool strikes(void)
 {
@@ -101,6 +102,7 @@ void *__wrap_malloc(size_t n)
 
 void *__wrap_calloc(size_t n, size_t size)
 {
+    if (n * size > largest) largest = n * size;
     return strikes() ? NULL : __real_calloc(n, size);
 }
 
@@ -546,6 +548,26 @@ static void every_length_of_what_is_said(void **state)
     }
 }
 
+/* A count of files takes no memory before they are seen to be there. */
+static void more_files_than_there_are(void **state)
+{
+    (void)state;
+    save(2, 5, in_folder("files"));
+    file_bytes f = bytes_of_file(in_folder("files/layer-00005.moe"));
+    size_t at = PACKED_HEAD;
+    while (memcmp(f.bytes + at, "model-0.safetensors", 19) != 0) at++;
+    assert_int_equal(number_at(&f, at - 8), 2);
+    const uint64_t count = 60000;
+    memcpy(f.bytes + at - 8, &count, 8);
+    seal(&f);
+    moe_layer *l;
+    largest = 0;
+    assert_int_equal(read_memory(&f, &l), MOE_E_FORMAT);
+    expect_text("cut off");
+    assert_true(largest < 1 << 20);
+    free(f.bytes);
+}
+
 /* Sound files that do not go together: an image of other experts, of another layout, none. */
 static void what_is_said_must_be_so(void **state)
 {
@@ -773,8 +795,15 @@ static void a_cache_is_of_its_checkpoint(void **state)
     write_model(at, 2, 10);
     moe_model *m = open_at(at);
     for (int64_t i = 0; i < LAYERS; i++) {
-        moe_layer *l = loaded_layer_of(m, i);
+        moe_layer *l, *again;
+        MUST(moe_model_load(m, i, NULL, NULL, &l));
+        assert_int_equal(l->origin.count, 1);
         MUST(moe_layer_save(l, packed));
+        moe_model *c = open_at(packed);
+        MUST(moe_model_load(c, i, NULL, NULL, &again));
+        expect_same_layer(l, again);
+        moe_model_close(c);
+        MUST(moe_layer_free(again));
         MUST(moe_layer_free(l));
     }
     moe_model *c = open_at(packed);
@@ -844,7 +873,8 @@ static void a_cache_is_of_its_checkpoint(void **state)
 
     write_model(at, 2, 10);
     m = open_at(at);
-    moe_layer *l = loaded_layer_of(m, 1);
+    moe_layer *l;
+    MUST(moe_model_load(m, 1, NULL, NULL, &l));
     l->info.layer = 5;
     l->layers = 9;
     MUST(moe_layer_save(l, in_folder("further")));
@@ -880,6 +910,7 @@ int main(void)
         cmocka_unit_test(places_that_cannot_be_written),
         cmocka_unit_test(every_bit_of_what_is_said),
         cmocka_unit_test(every_length_of_what_is_said),
+        cmocka_unit_test(more_files_than_there_are),
         cmocka_unit_test(what_is_said_must_be_so),
         cmocka_unit_test(loading_can_be_stopped),
         cmocka_unit_test(every_call_of_a_load_fails),

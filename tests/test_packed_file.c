@@ -599,6 +599,29 @@ static void made_up_sizes(void **state)
     free(file.bytes);
 }
 
+/* A payload so large that where it ends wraps around to the size that the file has. */
+static void a_size_that_wraps_around(void **state)
+{
+    (void)state;
+    write_one("wraps", &small);
+    file_bytes file = bytes_of_file(in_folder("wraps"));
+    uint64_t payload = 0, payload_at = 0;
+    for (int i = 0; i < 64; i++) { /* until the two agree */
+        uint64_t chunks = payload / PACKED_CHUNK + (payload % PACKED_CHUNK != 0);
+        payload_at =
+            (PACKED_HEAD + 8 + 8 * chunks + PACKED_ALIGN - 1) / PACKED_ALIGN * PACKED_ALIGN;
+        payload = file.size - payload_at;
+    }
+    put_number(&file, AT_PAYLOAD_AT, payload_at, 8);
+    put_number(&file, AT_PAYLOAD, payload, 8);
+    put_number(&file, AT_FILE, file.size, 8);
+    seal(&file);
+    plan.largest = 0;
+    assert_int_equal(judge(&file, file.size, &small, NULL), IO_E_FORMAT);
+    assert_true(plan.largest < 2 * PACKED_CHUNK);
+    free(file.bytes);
+}
+
 static void of_another_version(void **state)
 {
     (void)state;
@@ -882,6 +905,7 @@ int main(void)
         cmocka_unit_test(every_interesting_length),
         cmocka_unit_test(a_file_that_shrinks),
         cmocka_unit_test(made_up_sizes),
+        cmocka_unit_test(a_size_that_wraps_around),
         cmocka_unit_test(of_another_version),
         cmocka_unit_test(what_is_no_regular_file),
         cmocka_unit_test(sparse_files),

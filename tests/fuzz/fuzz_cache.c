@@ -5,15 +5,17 @@
  * The input is a file; or it is changes to a sound one, after which the checksums are made right
  * again, so that what they guard is judged.  What is refused has a message of one line; what is read
  * is a layer that says of itself what was said, and whose experts are those of their images. */
+#define _XOPEN_SOURCE 700
 #include "fuzz_input.h"
 
 #include "io/cache.h"
 #include "io/cache_record.h"
 #include "io/hash.h"
-#include "layer_file.h"
+#include "loaded_layer.h"
 
 #include <stdlib.h>
 
+enum { KINDS = LOADED_LAYER_KINDS - 1 }; /* without the largest, which is slow */
 enum { AT_KIND = 24, AT_ABOUT = 40, AT_PAYLOAD = 48, AT_ABOUT_HASH = 72, AT_HEAD_HASH = 88 };
 
 typedef struct bytes {
@@ -23,13 +25,13 @@ typedef struct bytes {
 
 /* ---- a sound file ---------------------------------------------------------------------------- */
 
-/* Of a kind of layer_file.h; made once. */
+/* Of a kind of loaded_layer.h; made once. */
 static bytes sound_file(unsigned kind)
 {
-    static bytes files[LAYER_FILE_KINDS];
+    static bytes files[KINDS];
     char folder[] = "/tmp/moe_fuzz_cache_XXXXXX", path[64];
     if (files[kind].data != NULL) return files[kind];
-    moe_layer *layer = layer_file_make(kind, 3);
+    moe_layer *layer = loaded_layer_make(kind, 3);
     MUST(mkdtemp(folder) != NULL && moe_layer_save(layer, folder) == MOE_OK);
     snprintf(path, sizeof path, "%s/layer-00003.moe", folder);
     FILE *f = fopen(path, "rb");
@@ -164,7 +166,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
     case 1: read_record(in.data, in.left); return 0;
     default: break;
     }
-    bytes sound = sound_file(what / 4 % LAYER_FILE_KINDS), b = {malloc(sound.size), sound.size};
+    bytes sound = sound_file(what / 4 % KINDS), b = {malloc(sound.size), sound.size};
     MUST(b.data != NULL);
     memcpy(b.data, sound.data, b.size);
     while (in.left >= 4) change(&b, &in);

@@ -34,14 +34,18 @@ static image make(input *in)
 {
     static const moe_dtype plain[] = {MOE_BF16, MOE_F16, MOE_F32, MOE_E4M3_IEEE, MOE_E4M3FN},
                            blocks[] = {MOE_E2M1_X2, MOE_E4M3FN},
+                           runs[] = {MOE_Q8_0,       MOE_Q4_0,    MOE_Q4_K,
+                                     MOE_Q5_K,       MOE_Q6_K,    MOE_GGML_MXFP4,
+                                     MOE_GGML_NVFP4, MOE_INT4_X2, MOE_E2M1_X2},
                            words[] = {MOE_MXFP4_X4, MOE_MXFP8_X4};
     source_spec spec = {.seed = next(in)};
-    size_t kind = pick(in, 4), gate_up = next(in), down = next(in), rows = next(in);
+    size_t kind = pick(in, 5), gate_up = next(in), down = next(in), rows = next(in);
     spec.E_L = 1 + (int64_t)pick(in, 3);
     spec.H = 1 + (int64_t)pick(in, 90);
     spec.I = 1 + (int64_t)pick(in, 90);
     if (rows & 1) spec.bias = MOE_F32;
     if (rows & 2 && kind < 2) spec.scale = MOE_F32;
+    spec.ungated = rows & 16 && kind != 4;
     switch (kind) {
     case 0:
         spec.gate_up = plain[gate_up % COUNT(plain)];
@@ -58,6 +62,15 @@ static image make(input *in)
         spec.down = blocks[down % COUNT(blocks)];
         spec.H = (spec.H + 31) / 32 * 32;
         spec.I = (spec.I + 31) / 32 * 32;
+        break;
+    case 3:
+        spec.gate_up = runs[gate_up % COUNT(runs)];
+        spec.down = runs[down % COUNT(runs)];
+        spec.block_scale = rows & 4 ? MOE_F16 : MOE_BF16;
+        spec.scale_k = 32 << rows / 32 % 3;
+        if (rows & 2) spec.row_scale = MOE_F32;
+        spec.H = (spec.H + 255) / 256 * 256;
+        spec.I = (spec.I + 255) / 256 * 256;
         break;
     default:
         spec.mx = true;
