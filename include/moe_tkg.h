@@ -624,11 +624,12 @@ typedef enum moe_router_score {
 } moe_router_score;
 
 /* For each token t: logits = weights . x[t] + bias, scores of them, the K experts with the largest
- * score + selection_bias (ties: the lowest index first), and their weights: score, without that
- * bias, divided by the sum of the K if normalize, times scale.  With groups the experts are
- * neighbours in n_group groups of E / n_group, and only those of the topk_group best groups are
- * chosen from: a group's rank is the sum of its two best (score + selection_bias), of all if it has
- * one.  docs/numerics.md has every rounding.  Make one with moe_router_args_init(). */
+ * score + selection_bias (without one the largest logits, which come in the same order; ties: the
+ * lowest index first; NaN last), and their weights: score, without that bias, divided by the sum
+ * of the K if normalize, times scale.  With groups the experts are neighbours in n_group groups of
+ * E / n_group, and only those of the topk_group best groups are chosen from: a group's rank is the
+ * sum of its two best (score + selection_bias; with TOPK_SOFTMAX logits), of all if it has one.
+ * docs/numerics.md has every rounding.  Make one with moe_router_args_init(). */
 typedef struct moe_router_args {
     size_t struct_size;       /* sizeof(moe_router_args) */
     const moe_tensor *x;      /* [T, H] or [B, S, H], HBM: bf16, f16, f32 */
@@ -711,7 +712,9 @@ static inline moe_block_args moe_block_args_init(void)
     return args;
 }
 
-/* output: as moe_tkg_output says for args->experts.  Errors, threads, memory: as moe_tkg. */
+/* output: [T, H] of experts.output_dtype, or hidden_input's type; may be hidden_input's memory if
+ * both have as many bytes.  Errors and threads: as moe_tkg, T too.  Scratch: that of the two calls
+ * on experts, and 2 to 16 bytes for each of T * H. */
 MOE_API moe_status moe_block(moe_context *context, const moe_block_args *args, void *output,
                              size_t output_bytes);
 

@@ -217,6 +217,9 @@ static void splits_that_do_not_fit(void **state)
                  "tensor \"a\": the name occurs twice");
     a_split_with(sound_first, "M1,3 " SPLIT(1, 2, 2) "Vb,0,0,9 P32 D32", IO_E_FORMAT,
                  "-00002-of-00002.gguf: tensor \"b\": 36 bytes at offset 0 end beyond the file");
+    a_split_with("M40000,3 " SPLIT(0, 2, 65536) "Va,24,0,0*40000",
+                 "M40000,3 " SPLIT(1, 2, 65536) "Va,24,0,0*40000", IO_E_FORMAT,
+                 "-00002-of-00002.gguf: the split has more than 65536 tensors");
     a_split_with(sound_first, "TGGUF", IO_E_FORMAT, "-00002-of-00002.gguf: the file ends inside");
     assert_int_equal(unlink(in_folder(SECOND)), 0);
     expect_failure(in_folder(FIRST), IO_E_OPEN,
@@ -226,6 +229,10 @@ static void splits_that_do_not_fit(void **state)
     assert_int_equal(unlink(in_folder(SECOND)), 0);
     write_script("short", sound_first);
     expect_failure(in_folder("short"), IO_E_FORMAT, "does not end in -00001-of-00002.gguf");
+    assert_int_equal(chdir(folder), 0); /* shorter than what it does not end in */
+    expect_failure("short", IO_E_FORMAT,
+                   "short: the file is one of a split, and its name does not");
+    assert_int_equal(chdir(MOE_SOURCE_DIR), 0);
 }
 
 /* ---- what is no file, and files that shrink -------------------------------------------------- */
@@ -256,6 +263,20 @@ static void a_file_truncated_after_open(void **state)
     assert_int_equal(gg_read(file, gg_at(file, 0), 0, 16, data, &error), IO_E_READ);
     assert_non_null(strstr(error.text, "cut: the file ends at byte 70"));
     gg_close(file);
+}
+
+/* A sparse file, of which the reader passes over most. */
+static void a_header_has_256_mib_at_most(void **state)
+{
+    (void)state;
+    write_script("long", "M0,2 Ktokenizer.json=8 Q268435390");
+    assert_int_equal(truncate(in_folder("long"), 300 << 20), 0);
+    expect_failure(in_folder("long"), IO_E_FORMAT,
+                   "the header is longer than 268435456 bytes at byte 2684354");
+    write_script("long", "M0,1 Ka=9 W8 Q33554432");
+    assert_int_equal(truncate(in_folder("long"), 300 << 20), 0);
+    expect_failure(in_folder("long"), IO_E_FORMAT,
+                   "an array of 33554432 strings is longer than the rest of the header");
 }
 
 static void every_truncation_is_refused(void **state)
@@ -419,6 +440,7 @@ int main(void)
         cmocka_unit_test(splits_that_do_not_fit),
         cmocka_unit_test(only_regular_files_are_opened),
         cmocka_unit_test(a_file_truncated_after_open),
+        cmocka_unit_test(a_header_has_256_mib_at_most),
         cmocka_unit_test(every_truncation_is_refused),
         cmocka_unit_test(kinds),
         cmocka_unit_test(malformed_files_are_judged),

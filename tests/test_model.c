@@ -17,7 +17,7 @@
 #include "fixture.h"
 #include "model_files.h"
 
-enum { T = 3, K = 2, PATH = 512 };
+enum { T = 3, K = 2, PATH = 1024 };
 
 static char folder[64];
 
@@ -137,8 +137,8 @@ static void malformed_line(char *line)
     }
     column[CONFIG][strcspn(column[CONFIG], "\t\n")] = '\0';
     if (strcmp(column[STAGE], "model") != 0) return;
-    snprintf(path, sizeof path, "%s/tests/data/malformed/%s", MOE_SOURCE_DIR, column[FILE_]);
-    snprintf(config, sizeof config, "%s/tests/data/malformed/%s", MOE_SOURCE_DIR, column[CONFIG]);
+    snprintf(path, sizeof path, "%s/tests/data/malformed/%.400s", MOE_SOURCE_DIR, column[FILE_]);
+    snprintf(config, sizeof config, "%s/tests/data/malformed/%.400s", MOE_SOURCE_DIR, column[CONFIG]);
     moe_model_options options = moe_model_options_init();
     if (column[CONFIG][0] != '\0') options.config = config;
     moe_model *model;
@@ -181,9 +181,9 @@ static void no_model(void **state)
         {"{\"model_type\": \"mixtral\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"intermediate_size\": 96, \"num_local_experts\": 3, \"num_experts_per_tok\": 4}",
          "4 experts of a token: 3 are there"},
-        {"{\"model_type\": \"mixtral\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
+        {"{\"model_type\": \"gpt_oss\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"intermediate_size\": 96, \"num_local_experts\": 3, \"num_experts_per_tok\": 2}",
-         "model.layers.0.block_sparse_moe.experts.0.w2.weight"},
+         "such as model.layers.0.mlp.experts.down_proj_blocks and"},
         {"{\"model_type\": \"mixtral\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"hidden_act\": \"mish\", \"intermediate_size\": 96, \"num_local_experts\": 3, "
          "\"num_experts_per_tok\": 2}",

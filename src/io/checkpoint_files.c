@@ -105,10 +105,11 @@ static moe_status look_at(const char *folder, const char *name, found *f)
     if (strcmp(name, index_name) == 0) f->has_index = true;
     char *path = files_join(folder, name);
     if (!path) return model_fail(MOE_E_NOMEM, folder, "out of memory");
-    /* Files that cannot be read, sockets and the like are none of the model's. */
-    io_status status = io_sniff(path, &kind, NULL);
+    /* What cannot be opened, as sockets and the files of others, is none of the model's. */
+    io_error error;
+    io_status status = io_sniff(path, &kind, &error);
     free(path);
-    if (status == IO_E_NOMEM) return model_fail(MOE_E_NOMEM, folder, "out of memory");
+    if (status == IO_E_NOMEM || status == IO_E_READ) return model_reader(&error);
     files_list *list = status != IO_OK          ? NULL
                        : kind == IO_SAFETENSORS ? &f->safetensors
                        : kind == IO_GGUF        ? &f->gguf

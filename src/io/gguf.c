@@ -109,9 +109,8 @@ static bool take_tensor(gg_cursor *c, gg_file *f)
 static bool check_ends(gg_cursor *c, gg_file *f, size_t first)
 {
     gg_part *p = c->part;
-    if (!checked_round_up(c->at, p->alignment, &p->data_start))
-        return gg_fail(c, "the header ends beyond every file");
-    size_t room = p->in.size > p->data_start ? p->in.size - p->data_start : 0;
+    bool fits = checked_round_up(c->at, p->alignment, &p->data_start);
+    size_t room = fits && p->in.size > p->data_start ? p->in.size - p->data_start : 0;
     for (size_t i = first; i < f->count; i++) {
         const gg_tensor *t = &f->entries[i].t;
         if (t->offset <= room && t->bytes <= room - t->offset) continue;

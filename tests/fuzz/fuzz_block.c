@@ -130,8 +130,8 @@ static void change_array(moe_array *a, input *in)
     int64_t number = read_number(in);
     switch (field) {
     case 0: a->dtype = (moe_dtype)number; break;
-    case 1: a->row_stride = number * 2; break;
-    case 2: a->column_stride = number * 2; break;
+    case 1: a->row_stride = (int64_t)((uint64_t)number * 2); break;
+    case 2: a->column_stride = (int64_t)((uint64_t)number * 2); break;
     default: a->row_stride = number;
     }
 }
