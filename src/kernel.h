@@ -407,7 +407,7 @@ static inline size_t kernel_scale_bytes(kernel_format f)
 /* Runs of terms of a chunk, each with scales of its own; 0 with plain formats. */
 static inline size_t kernel_runs(kernel_format f)
 {
-    return kernel_is_scaled(f) ? kernel_formats[f].chunk / kernel_formats[f].scale_k : 0;
+    return kernel_is_scaled(f) ? (size_t)(kernel_formats[f].chunk / kernel_formats[f].scale_k) : 0;
 }
 
 /* Bytes of one array d or dmin; 0: there is none. */
