@@ -67,7 +67,6 @@ static moe_layer *load(const char *path, int64_t layer, moe_block_args *args, mo
     moe_model_close(model);
     assert_int_equal(moe_layer_args(loaded, args), MOE_OK);
     assert_int_equal(moe_layer_describe(loaded, info), MOE_OK);
-    args->experts.expert_affinities_scaling_mode = info->scaling;
     return loaded;
 }
 

@@ -102,7 +102,6 @@ int bench_layer_load(bench_layer *l, moe_context *context, const moe_model *mode
     moe_status status = moe_layer_args(l->loaded[0], &args);
     if (status != MOE_OK) return cli_model_failure(error, status);
     l->call = args.experts;
-    l->call.expert_affinities_scaling_mode = info->scaling;
     return CLI_OK;
 }
 

@@ -63,7 +63,6 @@ static moe_status call(run *r, const moe_block_args *layer, int64_t first, int64
     args.experts.hidden_input = &hidden;
     args.experts.output_dtype = output.dtype;
     args.experts.act_mode = r->cli->act;
-    args.experts.expert_affinities_scaling_mode = r->info.scaling;
     if (!r->job->experts_only) return moe_block(r->context, &args, (void *)output.data, bytes);
     moe_tensor ids = rows_of(&r->input.ids, first, n);
     moe_tensor weights = rows_of(&r->input.weights, first, n);
