@@ -13,6 +13,8 @@ import transformers
 
 warnings.filterwarnings("ignore")
 transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+torch.set_num_threads(1)  # threads cost more than such models give them to do
 
 SMALL = dict(
     vocab_size=48,
