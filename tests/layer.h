@@ -80,7 +80,7 @@ typedef struct layer_spec {
     moe_affinity_scale scaling;
     uint32_t rank; /* all-expert with affinities: (rank + 1) * E_L <= E */
     bool mask;     /* mask_unselected_experts */
-    bool eager;    /* selective, with affinities: the eager affinities in place of expert_affinities */
+    bool eager; /* selective, with affinities: the eager affinities in place of expert_affinities */
     layer_scales scales; /* of plain weights; MX always has its own */
     bool gate_up_bias, down_bias;
     bool clamp; /* gate <= 1.5, gate >= -2, up <= 1, up >= -1.25: most rows hit them somewhere */

@@ -282,8 +282,8 @@ static void test_error_of_thread(void **state)
     (void)state;
     layer l;
     layer_make(&l, &SPEC);
-    l.args.activation_fn = (moe_activation)6;
-    expect_refused(&l.args, STATUS(MOE_E_BAD_ENUM), BY_SHAPE, "activation_fn", "= 6");
+    l.args.activation_fn = (moe_activation)7;
+    expect_refused(&l.args, STATUS(MOE_E_BAD_ENUM), BY_SHAPE, "activation_fn", "= 7");
     char here[512];
     strcpy(here, moe_last_error());
     pthread_t thread;

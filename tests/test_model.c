@@ -138,7 +138,8 @@ static void malformed_line(char *line)
     column[CONFIG][strcspn(column[CONFIG], "\t\n")] = '\0';
     if (strcmp(column[STAGE], "model") != 0) return;
     snprintf(path, sizeof path, "%s/tests/data/malformed/%.400s", MOE_SOURCE_DIR, column[FILE_]);
-    snprintf(config, sizeof config, "%s/tests/data/malformed/%.400s", MOE_SOURCE_DIR, column[CONFIG]);
+    snprintf(config, sizeof config, "%s/tests/data/malformed/%.400s", MOE_SOURCE_DIR,
+             column[CONFIG]);
     moe_model_options options = moe_model_options_init();
     if (column[CONFIG][0] != '\0') options.config = config;
     moe_model *model;

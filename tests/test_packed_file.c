@@ -605,7 +605,7 @@ static void a_size_that_wraps_around(void **state)
     (void)state;
     write_one("wraps", &small);
     file_bytes file = bytes_of_file(in_folder("wraps"));
-    uint64_t payload = 0, payload_at = 0;
+    uint64_t payload = UINT64_MAX, payload_at = 0;
     for (int i = 0; i < 64; i++) { /* until the two agree */
         uint64_t chunks = payload / PACKED_CHUNK + (payload % PACKED_CHUNK != 0);
         payload_at =

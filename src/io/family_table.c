@@ -126,7 +126,7 @@ static const family families[] = {
      .score = MOE_SCORE_SOFTMAX, .norm = NORM_KEY},
     {.name = "qwen3-moe", .types = "qwen3_moe Qwen3MoeForCausalLM",
      .layouts = {&qwen, &qwen_fused}, .score = MOE_SCORE_SOFTMAX, .norm = NORM_KEY},
-    {.name = "qwen3-vl-moe", .types = "qwen3_vl_moe_text qwen3_vl_moe",
+    {.name = "qwen3-vl-moe", .types = "qwen3_vl_moe_text qwen3_vl_moe qwen3_omni_moe_text",
      .layouts = {&qwen, &qwen_fused}, .score = MOE_SCORE_SOFTMAX, .norm = NORM_ALWAYS},
     {.name = "qwen3-next", .types = "qwen3_next Qwen3NextForCausalLM",
      .layouts = {&qwen, &qwen_fused}, .shared_key = "shared_expert_intermediate_size",
