@@ -7,7 +7,7 @@ mark_as_advanced(JANSSON_INCLUDE_DIR JANSSON_LIBRARY)
 if(NOT JANSSON_INCLUDE_DIR OR NOT JANSSON_LIBRARY)
     message(FATAL_ERROR "The tool moe-tkg needs jansson, which is not here.\n"
         "  Install it:                      apt-get install libjansson-dev\n"
-        "  or build the library by itself:  cmake -D MOE_BUILD_TOOLS=OFF ...")
+        "  or build without the tool:       cmake -D MOE_BUILD_TOOLS=OFF ...")
 endif()
 add_library(moe_jansson INTERFACE)
 target_include_directories(moe_jansson SYSTEM INTERFACE ${JANSSON_INCLUDE_DIR})

@@ -5,7 +5,8 @@ find_path(XXHASH_INCLUDE_DIR xxhash.h)
 mark_as_advanced(XXHASH_INCLUDE_DIR)
 if(NOT XXHASH_INCLUDE_DIR)
     message(FATAL_ERROR "Packed layers need the header of xxHash, which is not here.\n"
-        "  Install it:  apt-get install libxxhash-dev")
+        "  Install it:                      apt-get install libxxhash-dev\n"
+        "  or build the library by itself:  cmake -D MOE_BUILD_IO=OFF ...")
 endif()
 target_include_directories(moe_io_objects SYSTEM PRIVATE ${XXHASH_INCLUDE_DIR})
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "^(x86_64|AMD64)$")
