@@ -312,31 +312,32 @@ typedef struct step_scales {
     int minima;
 } step_scales;
 
-/* A step of `terms` terms, its lines at `at`; x: the tile's words of its first term, sums: the sums
- * that go with minima. */
-INLINE void scaled_step(const span *s, const uint8_t *at, const step_scales *c, size_t terms,
-                        const uint8_t *x, const float *sums, shape n, kernel_format f,
-                        kernel_operand o, const l_table *table, tile_sums sum)
+/* `steps` (1 or 2) steps of `terms` terms, their lines at `at`; x: the tile's words of the first term,
+ * sums: the sums that go with minima, which only a single step has. */
+INLINE void scaled_steps(const span *s, const uint8_t *at, const step_scales *c, size_t steps,
+                         size_t terms, const uint8_t *x, const float *sums, shape n,
+                         kernel_format f, kernel_operand o, const l_table *table, tile_sums sum)
 {
-    accs acc;
-    accs_clear(n, acc);
-    dot_units(at + c->m * s->second, ahead_of(s, at), s, terms / 2 / unit_pairs(f), x, 0, n, f, o,
-              table, acc);
+    accs acc[2];
+    UNROLL
+    for (size_t j = 0; j < steps; j++) {
+        const uint8_t *lines = at + j * s->block;
+        accs_clear(n, acc[j]);
+        dot_units(lines + c->m * s->second, ahead_of(s, lines), s, terms / 2 / unit_pairs(f),
+                  x + j * (terms / 2 * pair_bytes(n.width, o)), 0, n, f, o, table, acc[j]);
+    }
     UNROLL
     for (size_t i = 0; i < n.halves; i++) {
-        const vec scale = v_load(c->scale[c->m + i]);
+        const float(*scale)[KERNEL_ROWS] = c->scale + c->m + i;
         tile_sums to = sum + (c->m + i) * KERNEL_TOKENS;
         UNROLL
-        for (size_t t = 0; t < n.width; t++)
-            v_store(to[t], v_fma(acc[0][i][t], scale, v_load(to[t])));
-    }
-    if (!c->minima) return;
-    UNROLL
-    for (size_t i = 0; i < n.halves; i++) {
-        const vec minus = v_load(c->minus[c->m + i]);
-        tile_sums to = sum + (c->m + i) * KERNEL_TOKENS;
-        for (size_t t = 0; t < n.width; t++)
-            v_store(to[t], v_fma(v_set1(sums[t]), minus, v_load(to[t])));
+        for (size_t t = 0; t < n.width; t++) {
+            vec v = v_load(to[t]);
+            UNROLL
+            for (size_t j = 0; j < steps; j++) v = v_fma(acc[j][0][i][t], v_load(scale[2 * j]), v);
+            if (steps == 1 && c->minima) v = v_fma(v_set1(sums[t]), v_load(c->minus[c->m + i]), v);
+            v_store(to[t], v);
+        }
     }
 }
 
@@ -421,12 +422,19 @@ INLINE void scaled_tile(const span *s, size_t m, const uint8_t *tile, size_t wid
         at += section;
         for (const size_t end = k + left; k < end; k += terms, at += s->block) {
             const size_t skip = k % KERNEL_BLOCK;
-            if (o == OPERAND_INT8)
+            if (o == OPERAND_INT8) {
                 scaled_int8_step(s, at, &step, terms, int8_words_of(s, tile, width, k - skip), skip,
                                  n, f, &code, sum);
-            else
-                scaled_step(s, at, &step, terms, tile + k / 2 * pair_bytes(width, o),
-                            sums + k / KERNEL_BLOCK * width, n, f, o, &table, sum);
+            } else if (width <= 2 && terms < KERNEL_BLOCK) { /* short ones would wait for sums */
+                scaled_steps(s, at, &step, 2, KERNEL_BLOCK / 2, tile + k / 2 * pair_bytes(width, o),
+                             NULL, n, f, o, &table, sum);
+                step.scale += 2;
+                k += terms;
+                at += s->block;
+            } else {
+                scaled_steps(s, at, &step, 1, terms, tile + k / 2 * pair_bytes(width, o),
+                             sums + k / KERNEL_BLOCK * width, n, f, o, &table, sum);
+            }
             step.scale += 2;
             step.minus += 2;
         }
