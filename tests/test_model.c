@@ -171,6 +171,9 @@ static void no_model(void **state)
         const char *config, *says;
     } cases[] = {
         {"{}", "neither model_type nor architectures"},
+        {"{\"model_type\": \"\"}", "model_type is \"\""},
+        {"{\"model_type\": \"mixtral MixtralForCausalLM\"}", "\"mixtral MixtralForCausalLM\""},
+        {"{\"architectures\": [\"\"]}", "model_type is \"\""},
         {"{\"model_type\": \"bert\"}", "model_type is \"bert\"; known are gpt-oss, qwen2-moe"},
         {"{\"model_type\": \"qwen3\", \"architectures\": [\"Qwen3ForCausalLM\"]}", "\"qwen3\""},
         {"{\"model_type\": \"mixtral\"}", "num_hidden_layers: is missing"},
@@ -189,6 +192,10 @@ static void no_model(void **state)
          "\"hidden_act\": \"mish\", \"intermediate_size\": 96, \"num_local_experts\": 3, "
          "\"num_experts_per_tok\": 2}",
          "hidden_act: \"mish\" is not known here"},
+        {"{\"model_type\": \"mixtral\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
+         "\"hidden_act\": \"\", \"intermediate_size\": 96, \"num_local_experts\": 3, "
+         "\"num_experts_per_tok\": 2}",
+         "hidden_act: \"\" is not known here"},
         {"{\"model_type\": \"deepseek_v3\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"moe_intermediate_size\": 96, \"n_routed_experts\": 3, \"n_shared_experts\": 0, "
          "\"num_experts_per_tok\": 2, \"n_group\": 2, \"topk_group\": 1}",

@@ -19,13 +19,14 @@ typedef struct reader {
 
 /* ---- keys ------------------------------------------------------------------------------------ */
 
-/* Whether `word`, n bytes long, is one of the list's. */
+/* Whether `word` is one of the list's: no empty one is, nor one with a space in it. */
 static bool listed(const char *list, const char *word)
 {
     size_t n = strlen(word);
+    if (n == 0 || strchr(word, ' ')) return false;
     for (const char *at = list; at && (at = strstr(at, word)); at += n) {
         bool starts = at == list || at[-1] == ' ';
-        if (n > 0 && starts && (at[n] == ' ' || at[n] == '\0')) return true;
+        if (starts && (at[n] == ' ' || at[n] == '\0')) return true;
     }
     return false;
 }
