@@ -204,6 +204,14 @@ static void no_model(void **state)
          "\"moe_intermediate_size\": 96, \"n_routed_experts\": 3, \"n_shared_experts\": 0, "
          "\"num_experts_per_tok\": 2, \"scoring_func\": \"tanh\"}",
          "scoring_func: \"tanh\""},
+        {"{\"model_type\": \"gpt_oss\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
+         "\"intermediate_size\": 96, \"num_local_experts\": 3, \"num_experts_per_tok\": 2, "
+         "\"swiglu_limit\": 1e300}",
+         "swiglu_limit: must be a number of at most 3.4"},
+        {"{\"model_type\": \"deepseek_v3\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
+         "\"moe_intermediate_size\": 96, \"n_routed_experts\": 3, \"num_experts_per_tok\": 2, "
+         "\"routed_scaling_factor\": -1e39}",
+         "routed_scaling_factor: must be a number of at most 3.4"},
         {"{\"model_type\": \"nemotron_h\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"moe_intermediate_size\": 96, \"n_routed_experts\": 3, \"num_experts_per_tok\": 2, "
          "\"moe_latent_size\": 64}",

@@ -103,7 +103,7 @@ moe_status family_of_gguf(const gg_file *gguf, const char *path, family_rules *r
 moe_status family_gguf_layer(const gg_file *gguf, const char *path, const family_rules *rules,
                              int64_t layer, moe_layer_info *info);
 
-/* Shared by both: checks H, I, E, K, groups and scale of *rules. */
+/* Shared by both: checks H, I, E, K and groups of *rules. */
 moe_status family_check(const char *path, const family_rules *rules);
 
 /* The rows of the tables, for the message that names all that is known; NULL past the last. */

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* family_config.c - from a config.json to the rules of a model.  Refuses families that no row of
  * family_table.c knows, and keys without a usable value. */
+#include <float.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -60,12 +62,15 @@ static moe_status number(const reader *r, const char *keys, int64_t most, int64_
     return MOE_OK;
 }
 
+/* A number that f32 can hold; absent: *value stays. */
 static moe_status real(const reader *r, const char *key, double *value)
 {
     char path[PATH_BYTES];
     key_path(r, key, path);
-    if (!cfg_has(r->config, path) || cfg_real(r->config, path, value)) return MOE_OK;
-    return model_fail(MOE_E_MODEL, r->path, "%s: must be a number", path);
+    if (!cfg_has(r->config, path)) return MOE_OK;
+    if (cfg_real(r->config, path, value) && fabs(*value) <= FLT_MAX) return MOE_OK;
+    return model_fail(MOE_E_MODEL, r->path, "%s: must be a number of at most %g", path,
+                      (double)FLT_MAX);
 }
 
 static moe_status boolean(const reader *r, const char *key, bool *value)

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* family_gguf.c - the architectures of GGUF models, one row each, and from a file's keys to the rules
  * of a model.  Refuses architectures that no row knows. */
+#include <float.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -113,10 +115,13 @@ static moe_status number(reader *r, const char *name, int64_t most, int64_t *val
     return MOE_OK;
 }
 
+/* A number that f32 can hold; absent: *value stays. */
 static moe_status real(reader *r, const char *name, double *value)
 {
-    if (!gg_has(r->file, key(r, name)) || gg_real(r->file, r->key, value)) return MOE_OK;
-    return model_fail(MOE_E_MODEL, r->path, "%s: must be one finite number", r->key);
+    if (!gg_has(r->file, key(r, name))) return MOE_OK;
+    if (gg_real(r->file, r->key, value) && fabs(*value) <= FLT_MAX) return MOE_OK;
+    return model_fail(MOE_E_MODEL, r->path, "%s: must be one number of at most %g", r->key,
+                      (double)FLT_MAX);
 }
 
 static moe_status boolean(reader *r, const char *name, bool *value)
@@ -226,6 +231,9 @@ static moe_status layer_limit(reader *r, const char *name, int64_t layer, double
     if (!gg_real(r->file, r->key, limit) && !gg_array_real(r->file, r->key, (size_t)layer, limit))
         return model_fail(MOE_E_MODEL, r->path, "%s: has no number for layer %lld", r->key,
                           (long long)layer);
+    if (*limit > FLT_MAX)
+        return model_fail(MOE_E_MODEL, r->path, "%s: %g: must be at most %g", r->key, *limit,
+                          (double)FLT_MAX);
     if (*limit < 0) *limit = 0;
     return MOE_OK;
 }
