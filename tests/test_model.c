@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The calls of moe_tkg_io.h: arguments, models that are none, files in directories, progress, packings;
  * and that one layer in several layouts is one layer. */
-#define _XOPEN_SOURCE 700
+#define _GNU_SOURCE 1
 #include <fcntl.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -246,17 +246,76 @@ static void no_model(void **state)
 
 /* ---- directories ----------------------------------------------------------------------------- */
 
-static void copy(const char *from, const char *name)
+/* Copies a file; the tensor that is called `lacks` is called otherwise in the copy. */
+static void copy_without(const char *from, const char *name, const char *lacks)
 {
     static char bytes[1 << 20];
     FILE *in = fopen(from, "rb"), *out;
     assert_non_null(in);
     size_t n = fread(bytes, 1, sizeof bytes, in);
     fclose(in);
+    if (lacks) {
+        char *at = memmem(bytes, n, lacks, strlen(lacks));
+        assert_non_null(at);
+        at[0] = '?';
+    }
     out = fopen(in_folder(name), "wb");
     assert_non_null(out);
     assert_int_equal(fwrite(bytes, 1, n, out), n);
     assert_int_equal(fclose(out), 0);
+}
+
+static void copy(const char *from, const char *name)
+{
+    copy_without(from, name, NULL);
+}
+
+/* Keys or other tensors say that there is one: it is not left out because a tensor of it lacks. */
+static void shared_expert_that_lacks(void **state)
+{
+    (void)state;
+    static const char *const gguf[] = {"blk.1.ffn_up_shexp.weight", "blk.1.ffn_gate_shexp.weight",
+                                       "blk.1.ffn_down_shexp.weight"};
+    static const char *const parts[] = {"model.layers.0.mlp.shared_experts.up_proj.weight",
+                                        "model.layers.0.mlp.shared_experts.gate_proj.weight",
+                                        "model.layers.0.mlp.shared_experts.down_proj.weight"};
+    static const char *const lines[] = {L "mlp.gate.weight BF16 E,H",
+                                        L "mlp.gate.e_score_correction_bias F32 E",
+                                        L "mlp.experts.{e}.gate_proj.weight BF16 I,H",
+                                        L "mlp.experts.{e}.up_proj.weight BF16 I,H",
+                                        L "mlp.experts.{e}.down_proj.weight BF16 H,I",
+                                        L "mlp.shared_experts.up_proj.weight BF16 S,H",
+                                        L "mlp.shared_experts.gate_proj.weight BF16 S,H",
+                                        L "mlp.shared_experts.down_proj.weight BF16 H,S",
+                                        NULL};
+    static const char config[] =
+        "{\"model_type\": \"deepseek_v3\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
+        "\"num_experts_per_tok\": 2, \"moe_intermediate_size\": 96, \"n_routed_experts\": 3}";
+    char from[PATH];
+    moe_layer_info info = {.struct_size = sizeof info};
+    snprintf(from, sizeof from, "%.400s/model.gguf", fixture("gguf_glm4moe_bf16"));
+    for (size_t i = 0; i < 3; i++) {
+        copy_without(from, "lacks.gguf", gguf[i]);
+        moe_model *model = opened(in_folder("lacks.gguf"));
+        refused(moe_model_layer(model, 0, &info), MOE_E_MODEL, gguf[i]);
+        moe_model_close(model);
+    }
+    unlink(in_folder("lacks.gguf"));
+    model_files f; /* no key says how large it is */
+    model_files_make(&f, lines, 4);
+    for (size_t i = 0; i < 4; i++) {
+        model_files_write(&f, folder, config, f.count - i);
+        moe_model *model = opened(folder);
+        moe_status s = moe_model_layer(model, 0, &info);
+        if (i == 0) {
+            check(s);
+            assert_int_equal(info.shared_I, FILES_S);
+        } else {
+            refused(s, MOE_E_MODEL, parts[3 - i]);
+        }
+        moe_model_close(model);
+    }
+    model_files_free(&f);
 }
 
 static void directories(void **state)
@@ -488,10 +547,15 @@ static int remove_folder(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(arguments),          cmocka_unit_test(malformed),
-        cmocka_unit_test(no_model),           cmocka_unit_test(directories),
-        cmocka_unit_test(progress),           cmocka_unit_test(one_layer_in_all_layouts),
-        cmocka_unit_test(lossless_of_others), cmocka_unit_test(weight_shape),
+        cmocka_unit_test(arguments),
+        cmocka_unit_test(malformed),
+        cmocka_unit_test(no_model),
+        cmocka_unit_test(directories),
+        cmocka_unit_test(progress),
+        cmocka_unit_test(one_layer_in_all_layouts),
+        cmocka_unit_test(lossless_of_others),
+        cmocka_unit_test(weight_shape),
+        cmocka_unit_test(shared_expert_that_lacks),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

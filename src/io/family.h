@@ -51,7 +51,8 @@ enum {
     FAMILY_NEEDS_ROUTER_BIAS = 1,
     FAMILY_NEEDS_SELECTION_BIAS = 2,
     FAMILY_NEEDS_EXPERT_BIAS = 4,
-    FAMILY_NEEDS_SHARED_GATE = 8
+    FAMILY_NEEDS_SHARED_GATE = 8, /* ... of a shared expert, which it needs too */
+    FAMILY_NEEDS_SHARED = 16
 };
 
 /* Stands for the configuration of gpt-oss' makers, which says of no model what it is. */

@@ -185,9 +185,9 @@ static moe_status sizes(const reader *r, family_rules *rules)
         if (rules->shared_I == INT64_MAX) rules->shared_I = -1;
     }
     if (s == MOE_OK && row->shared_count) {
-        int64_t count = 0;
+        int64_t count = INT64_MAX; /* likewise */
         s = number(r, row->shared_count, 1024, &count);
-        rules->shared_I = count * info->I;
+        rules->shared_I = count == INT64_MAX ? -1 : count * info->I;
     }
     char path[PATH_BYTES];
     key_path(r, "moe_latent_size", path);

@@ -76,7 +76,8 @@ static const architecture architectures[] = {
      .needs = FAMILY_NEEDS_SELECTION_BIAS},
     {.name = "granitemoe", .family = "granite-moe", .gating = GATING_TOPK_SOFTMAX},
     {.name = "granitehybrid", .family = "granite-moe", .gating = GATING_TOPK_SOFTMAX},
-    {.name = "llama4", .family = "llama4", .gating = GATING_SIGMOID, .scaling = MOE_INPUT_SCALE},
+    {.name = "llama4", .family = "llama4", .gating = GATING_SIGMOID, .scaling = MOE_INPUT_SCALE,
+     .needs = FAMILY_NEEDS_SHARED},
     {.name = "gemma4", .family = "gemma4-moe", .activation = MOE_GELU_TANH, .gating = GATING_SOFTMAX,
      .normalize = true, .foreign_router = "Gemma-4's norm of the router's input"},
     {.name = "nemotron_h_moe", .family = "nemotron3-moe", .activation = MOE_RELU2, .no_gate = true,
@@ -156,6 +157,7 @@ static moe_status sizes(reader *r, family_rules *rules)
 {
     moe_layer_info *info = &rules->info;
     int64_t predicting = 0; /* layers at the end that predict further tokens */
+    int64_t shared = 0;     /* shared experts, which are one tensor */
     rules->layers = info->H = info->E = info->K = -1;
     info->I = gg_has(r->file, key(r, "expert_feed_forward_length")) ? -1 : 0;
     moe_status s = number(r, "block_count", FAMILY_LAYERS_MOST, &rules->layers);
@@ -166,6 +168,8 @@ static moe_status sizes(reader *r, family_rules *rules)
                    INT32_MAX, &info->I);
     if (s == MOE_OK) s = number(r, "expert_count", FAMILY_EXPERTS_MOST, &info->E);
     if (s == MOE_OK) s = number(r, "expert_used_count", FAMILY_EXPERTS_MOST, &info->K);
+    if (s == MOE_OK) s = number(r, "expert_shared_count", FAMILY_EXPERTS_MOST, &shared);
+    if (shared > 0) rules->needs |= FAMILY_NEEDS_SHARED;
     rules->layers -= predicting;
     rules->shared_I = gg_has(r->file, key(r, "expert_shared_feed_forward_length")) ? 0 : -1;
     if (s == MOE_OK && rules->shared_I == 0)
