@@ -467,6 +467,40 @@ static void names_what_differs(void **state)
     }
 }
 
+/* What a family takes for a key that is not there is what its makers' code does. */
+static void takes_for_granted(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *family, *config;
+        moe_activation activation;
+        float limit; /* 0: none */
+    } wanted[] = {
+        {"gpt-oss", "{\"model_type\": \"gpt_oss\", " SIZES MIXTRAL_I "}", MOE_SWIGLU, 7},
+        {"deepseek-v4", "{\"model_type\": \"deepseek_v4\", " SIZES DEEPSEEK "}", MOE_SILU, 10},
+        {"deepseek-v2",
+         "{\"model_type\": \"deepseek_v2\", \"n_group\": 3, \"topk_group\": 2, " SIZES DEEPSEEK "}",
+         MOE_SILU, 0},
+        {"gemma4-moe", "{\"model_type\": \"gemma4_text\", \"top_k_experts\": 2, " SIZES QWEN_I,
+         MOE_GELU_TANH, 0},
+        {"nemotron3-moe", "{\"model_type\": \"nemotron_h\", " SIZES DEEPSEEK "}", MOE_RELU2, 0}};
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+        const checkpoint_case *c = cases;
+        while (strcmp(c->family, wanted[i].family) != 0) c++;
+        model_files f;
+        moe_layer_info info;
+        model_files_make(&f, c->lines, i);
+        model_files_write(&f, folder, wanted[i].config, f.count);
+        if (describe(&info) != MOE_OK) fail_msg("%s: %s", wanted[i].family, moe_io_last_error());
+        assert_int_equal(info.activation, wanted[i].activation);
+        assert_int_equal(info.gate_clamp_upper_limit.given, wanted[i].limit > 0);
+        assert_true(info.gate_clamp_upper_limit.value == wanted[i].limit);
+        assert_int_equal(info.n_group, 0);
+        assert_string_equal(text(info.foreign_router), text(c->foreign));
+        model_files_free(&f);
+    }
+}
+
 static int make_folder(void **state)
 {
     (void)state;
@@ -484,6 +518,7 @@ static int remove_folder(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(finds), cmocka_unit_test(names_what_lacks),
-                                       cmocka_unit_test(names_what_differs)};
+                                       cmocka_unit_test(names_what_differs),
+                                       cmocka_unit_test(takes_for_granted)};
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

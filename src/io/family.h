@@ -40,7 +40,7 @@ typedef enum family_norm {
 typedef enum family_activation {
     ACT_KEY,     /* as act_key says; gated by up */
     ACT_SWIGLU,  /* gpt-oss: swiglu_alpha, swiglu_limit */
-    ACT_LIMITED, /* as act_key says, gate and up limited by swiglu_limit before it */
+    ACT_LIMITED, /* as act_key says, gate and up limited by swiglu_limit (else 10) before it */
     ACT_NO_GATE  /* as act_key says, without a gate */
 } family_activation;
 
@@ -69,6 +69,7 @@ typedef struct family {
     const char *shared_key;   /* the shared expert's I, if a key says it ... */
     const char *shared_count; /* ... or how often it holds I_key */
     const char *act_key;      /* NULL: hidden_act */
+    moe_activation act;       /* if that is not there */
     family_activation activation;
     moe_router_score score;
     bool score_key; /* scoring_func, if it is there, says otherwise */

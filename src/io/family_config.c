@@ -206,12 +206,12 @@ static moe_status activation(const reader *r, family_rules *rules)
                                               MOE_RELU2};
     moe_layer_info *info = &rules->info;
     const family *row = r->row;
-    size_t word = 0;
-    double limit = row->activation == ACT_SWIGLU ? 7.0 : 0.0, alpha = 1.702;
+    size_t word = SIZE_MAX;
+    double limit = row->activation == ACT_SWIGLU ? 7.0 : 10.0, alpha = 1.702;
     moe_status s = choice(r, row->act_key ? row->act_key : "hidden_act", words,
                           sizeof words / sizeof words[0], &word);
     if (s != MOE_OK) return s;
-    info->activation = meanings[word];
+    info->activation = word == SIZE_MAX ? row->act : meanings[word];
     info->has_gate = row->activation != ACT_NO_GATE;
     if (row->activation != ACT_SWIGLU && row->activation != ACT_LIMITED) return MOE_OK;
     s = real(r, "swiglu_limit", &limit);
@@ -247,7 +247,7 @@ static moe_status groups(const reader *r, family_rules *rules)
 static moe_status topk_method(const reader *r, family_rules *rules)
 {
     static const char *const methods[] = {"noaux_tc", "greedy", "group_limited_greedy"};
-    size_t method = 0;
+    size_t method = r->row->score == MOE_SCORE_SOFTMAX ? 1 : 0; /* if it is not there */
     moe_layer_info *info = &rules->info;
     moe_status s = choice(r, "topk_method", methods, 3, &method);
     if (s != MOE_OK) return s;
