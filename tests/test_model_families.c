@@ -124,11 +124,11 @@ static const checkpoint_case cases[] = {
     {.family = "qwen3-moe", /* NVFP4 as ModelOpt writes it */
      .config = "{\"model_type\": \"qwen3_moe\", " SIZES QWEN_I,
      .format = "nvfp4",
-     .optional = "weight_scale_2",
      .lines = {L "mlp.gate.weight BF16 E,H",
                BYTES_OF(L "mlp.", ".weight", "U8", "/2", ".weight_scale", "F8_E4M3", "H/16"),
                L "mlp.experts.{e}.gate_proj.weight_scale_2 F32",
-               L "mlp.experts.{e}.up_proj.weight_scale_2 F32"}},
+               L "mlp.experts.{e}.up_proj.weight_scale_2 F32",
+               L "mlp.experts.{e}.down_proj.weight_scale_2 F32"}},
     {.family = "qwen3-next",
      .config =
          "{\"model_type\": \"qwen3_next\", \"shared_expert_intermediate_size\": 64, " SIZES QWEN_I,
