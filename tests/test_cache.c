@@ -419,6 +419,22 @@ static void directories_of_several_models(void **state)
     refuses_to_open(at, MOE_E_MODEL, "packed layers and a checkpoint");
 }
 
+/* Layers beside a checkpoint would make it one that cannot be opened. */
+static void directory_of_a_checkpoint(void **state)
+{
+    (void)state;
+    const char *at = in_folder("checkpoint");
+    run("mkdir -p %s", at);
+    file_bytes empty = safetensors_bytes("{}", 2, 0);
+    write_bytes(in_folder("checkpoint/model.safetensors"), empty);
+    free(empty.bytes);
+    moe_layer *l = loaded_layer_make(0, 1);
+    assert_int_equal(moe_layer_save(l, in_folder("checkpoint")), MOE_E_MODEL);
+    expect_text("packed layers and a checkpoint");
+    run("test $(ls %s) = model.safetensors", in_folder("checkpoint"));
+    MUST(moe_layer_free(l));
+}
+
 static void places_that_cannot_be_written(void **state)
 {
     (void)state;
@@ -907,6 +923,7 @@ int main(void)
         cmocka_unit_test(layers_are_listed),
         cmocka_unit_test(what_is_no_cache),
         cmocka_unit_test(directories_of_several_models),
+        cmocka_unit_test(directory_of_a_checkpoint),
         cmocka_unit_test(places_that_cannot_be_written),
         cmocka_unit_test(every_bit_of_what_is_said),
         cmocka_unit_test(every_length_of_what_is_said),
