@@ -44,18 +44,20 @@ static inline moe_model_options moe_model_options_init(void)
     return options;
 }
 
-/* Opens a directory, a model.safetensors.index.json, a safetensors file, or a GGUF file (the first of
- * a split: the others are found beside it) or the directory that moe_layer_save wrote to.  What a file is, its content says.  Reads headers, not weights.
+/* Opens a directory, a model.safetensors.index.json, a safetensors file, a GGUF file (the first of a
+ * split: the others are found beside it), or the directory that moe_layer_save wrote to.  What a file
+ * is, its content says.  Reads headers, not weights.
  *
- * MOE_E_OPEN, MOE_E_READ, MOE_E_FORMAT: no sound file.  MOE_E_MODEL: sound, and no model that is known
- * here; the message says what was looked for.  options: NULL for all defaults. */
+ * MOE_E_OPEN, MOE_E_READ, MOE_E_FORMAT: no sound file.  MOE_E_STALE: packed layers of another layout of
+ * this library.  MOE_E_MODEL: sound, and no model that is known here; the message says what was looked
+ * for.  options: NULL for all defaults. */
 MOE_API moe_status moe_model_open(const char *path, const moe_model_options *options,
                                   moe_model **model);
 MOE_API void moe_model_close(moe_model *model); /* NULL is fine.  Loaded layers live on. */
 
 typedef struct moe_model_info {
     size_t struct_size;    /* in: sizeof(moe_model_info) */
-    const char *family;    /* "gpt-oss", "qwen3-moe", ...; owned by the library */
+    const char *family;    /* "gpt-oss", "qwen3-moe", ...; owned by the model */
     const char *container; /* "safetensors", "gguf", "packed" */
     int64_t layers;        /* decoder layers in all, dense ones included */
     int64_t moe_layers;
@@ -76,7 +78,8 @@ typedef struct moe_layer_info {
     int32_t has_gate, has_bias;
     moe_affinity_scale scaling; /* MOE_POST_SCALE, or MOE_INPUT_SCALE (Llama-4) */
     /* NULL: the router is this library's, as follows.  Else its rule, which this library does not
-     * have ("sparsemixer"): the experts run with given ids, moe_layer_args leaves the router out. */
+     * have ("sparsemixer"): the experts run with given ids, moe_layer_args leaves the router out.
+     * Owned by the model or layer that was asked. */
     const char *foreign_router;
     moe_router_score score;
     int32_t normalize, n_group, topk_group, has_router_bias, has_selection_bias;
