@@ -377,7 +377,8 @@ static void test_pack_refused(void **state)
     tool_expect(2, "needs one PATH and --out DIR", "pack x");
     tool_expect(2, "needs one PATH and --out DIR", "pack --out x");
     tool_expect(2, "needs one PATH and --out DIR", "pack x y --out z");
-    tool_expect(2, "--layer some: must be a number, or all", "pack x --out y --layer some");
+    tool_expect(2, "--layer some: must be a number from 0 to 2147483647, or all",
+                "pack x --out y --layer some");
     tool_expect(2, "/missing", "pack /missing --out %s", packed);
     tiny_model_write(TINY_QWEN3, folder, -1);
     tool_expect(3, "layer 8", "pack %s --out %s --layer 8", folder, packed);

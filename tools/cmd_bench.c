@@ -151,7 +151,7 @@ static int parse_layer_option(command *m, int opt)
     case OPT_CONFIG: m->config = optarg; return CLI_END;
     case OPT_LAYER:
         if (cli_number(optarg, 0, INT32_MAX, &m->layer)) return CLI_END;
-        return cli_usage_error(c, "--layer %s: must be a number", optarg);
+        return cli_usage_error(c, "--layer %s: must be a number from 0 to %d", optarg, INT32_MAX);
     case OPT_SHAPE:
         m->of_random = "--shape";
         m->shape = optarg;

@@ -77,7 +77,8 @@ static int parse(command *m)
             m->layer = -1;
             if (strcmp(optarg, "all") == 0) break;
             if (!cli_number(optarg, 0, INT32_MAX, &m->layer))
-                return cli_usage_error(c, "--layer %s: must be a number, or all", optarg);
+                return cli_usage_error(c, "--layer %s: must be a number from 0 to %d, or all",
+                                       optarg, INT32_MAX);
             break;
         default: return CLI_STOP;
         }
