@@ -3,6 +3,7 @@
  * and that one layer in several layouts is one layer. */
 #define _GNU_SOURCE 1
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -342,9 +343,8 @@ static void directories(void **state)
     unlink(in_folder("else"));
     unlink(in_folder("model.safetensors"));
     moe_model_close(opened(folder));
-    rename(in_folder("a.bin"), "/tmp/moe_model_part");
-    copy("/tmp/moe_model_part", "m-00001-of-00002.safetensors");
-    unlink("/tmp/moe_model_part");
+    unlink(in_folder("a.bin"));
+    copy(mixtral, "m-00001-of-00002.safetensors");
     moe_model_close(opened(folder)); /* one part is as many as are there */
     write_text("model.safetensors.index.json",
                "{\"weight_map\": {\"model.layers.0.block_sparse_moe.gate.weight\": \"absent\"}}");
@@ -444,6 +444,13 @@ static void one_layer_in_all_layouts(void **state)
     model_files_free(&g);
 }
 
+static int64_t model_layers(const moe_model *model)
+{
+    moe_model_info about = {.struct_size = sizeof about};
+    check(moe_model_describe(model, &about));
+    return about.moe_layers;
+}
+
 typedef struct watch {
     uint64_t done, all, stop_at;
     int calls;
@@ -463,26 +470,32 @@ static int report(void *user, uint64_t done, uint64_t all)
 static void progress(void **state)
 {
     (void)state;
-    moe_model *model = opened(fixture("qwen2_moe_bf16"));
-    moe_layer_info info = {.struct_size = sizeof info};
-    check(moe_model_layer(model, 1, &info));
-    for (int packing = 0; packing < 2; packing++) {
-        watch w = {0};
-        moe_layer *layer;
-        moe_load_options options = moe_load_options_init();
-        options.packing = (moe_packing)packing;
-        options.progress = report;
-        options.user = &w;
-        check(moe_model_load(model, 1, NULL, &options, &layer));
-        check(moe_layer_free(layer));
-        assert_true(w.done == w.all);
-        if (packing == MOE_PACK_PLAIN) assert_true(w.all == info.bytes);
-        w = (watch){.stop_at = w.all / 2};
-        refused(moe_model_load(model, 1, NULL, &options, &layer), MOE_E_READ,
-                "stopped by the caller");
-        assert_null(layer);
+    static const struct {
+        const char *name;
+        int packings;
+    } cases[] = {{"qwen2_moe_bf16", 2}, {"kimi_k2_int4", 1}, {"gguf_glm4moe_bf16", 2}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        moe_model *model = opened(fixture(cases[i].name));
+        moe_layer_info info = {.struct_size = sizeof info};
+        check(moe_model_layer(model, model_layers(model) - 1, &info)); /* that is layer 1 */
+        for (int packing = 0; packing < cases[i].packings; packing++) {
+            watch w = {0};
+            moe_layer *layer;
+            moe_load_options options = moe_load_options_init();
+            options.packing = (moe_packing)packing;
+            options.progress = report;
+            options.user = &w;
+            check(moe_model_load(model, 1, NULL, &options, &layer));
+            check(moe_layer_free(layer));
+            assert_true(w.done == w.all);
+            if (packing == MOE_PACK_PLAIN) assert_true(w.all == info.bytes);
+            w = (watch){.stop_at = w.all / 2};
+            refused(moe_model_load(model, 1, NULL, &options, &layer), MOE_E_READ,
+                    "stopped by the caller");
+            assert_null(layer);
+        }
+        moe_model_close(model);
     }
-    moe_model_close(model);
 }
 
 /* Only bf16 can be packed without loss. */
@@ -495,6 +508,78 @@ static void lossless_of_others(void **state)
     options.packing = MOE_PACK_LOSSLESS;
     refused(moe_model_load(model, 1, NULL, &options, &layer), MOE_E_UNSUPPORTED, "LOSSLESS");
     moe_model_close(model);
+}
+
+/* ---- several threads ------------------------------------------------------------------------- */
+
+enum { LOADERS = 6 };
+
+typedef struct loader {
+    const moe_model *model;
+    pthread_barrier_t *start;
+    float *output;
+} loader;
+
+static void *load_and_run(void *arg)
+{
+    loader *l = arg;
+    moe_layer *layer = NULL;
+    pthread_barrier_wait(l->start);
+    if (moe_model_load(l->model, 0, NULL, NULL, &layer) == MOE_OK) l->output = run(layer);
+    moe_layer_free(layer);
+    return NULL;
+}
+
+/* Threads that load from one index at once, none of whose files is open yet. */
+static void loads_at_once(void **state)
+{
+    (void)state;
+    model_files f;
+    char map[8192], *at = map;
+    const char *end = map + sizeof map;
+    model_files_make(&f, qwen_lines, 7);
+    model_files_write(&f, folder, qwen_config, f.count);
+    float *expected = run_folder(MOE_PACK_PLAIN);
+    at += snprintf(at, (size_t)(end - at), "{\"weight_map\": {");
+    for (size_t i = 0; i < f.count; i++) {
+        char name[32];
+        io_error error;
+        snprintf(name, sizeof name, "part-%zu", i);
+        if (st_write(in_folder(name), &f.tensor[i], (const void *const *)&f.data[i], 1, NULL, NULL,
+                     0, &error) != IO_OK)
+            fail_msg("%s", error.text);
+        at += snprintf(at, (size_t)(end - at), "%s\"%s\": \"%s\"", i > 0 ? ", " : "", f.name[i],
+                       name);
+    }
+    snprintf(at, (size_t)(end - at), "}}");
+    write_text("model.safetensors.index.json", map);
+    for (int round = 0; round < 20; round++) {
+        pthread_barrier_t start;
+        pthread_t thread[LOADERS];
+        loader l[LOADERS];
+        moe_model *model = opened(folder);
+        pthread_barrier_init(&start, NULL, LOADERS);
+        for (int i = 0; i < LOADERS; i++) {
+            l[i] = (loader){.model = model, .start = &start};
+            assert_int_equal(pthread_create(&thread[i], NULL, load_and_run, &l[i]), 0);
+        }
+        for (int i = 0; i < LOADERS; i++) pthread_join(thread[i], NULL);
+        pthread_barrier_destroy(&start);
+        for (int i = 0; i < LOADERS; i++) {
+            assert_non_null(l[i].output);
+            assert_memory_equal(l[i].output, expected, T * FILES_H * sizeof *expected);
+            free(l[i].output);
+        }
+        moe_model_close(model);
+    }
+    for (size_t i = 0; i < f.count; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "part-%zu", i);
+        unlink(in_folder(name));
+    }
+    unlink(in_folder("model.safetensors.index.json"));
+    free(expected);
+    model_files_free(&f);
 }
 
 /* What packed integers say of their shape must be so. */
@@ -556,6 +641,7 @@ int main(void)
         cmocka_unit_test(lossless_of_others),
         cmocka_unit_test(weight_shape),
         cmocka_unit_test(shared_expert_that_lacks),
+        cmocka_unit_test(loads_at_once),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }
