@@ -330,6 +330,16 @@ static void directories(void **state)
     unlink(in_folder("model.safetensors"));
     unlink(in_folder("config.json"));
     refused(moe_model_open(folder, NULL, &model), MOE_E_MODEL, "no model: looked for");
+    assert_int_equal(symlink("nowhere", in_folder("some")), 0);
+    refused(moe_model_open(folder, NULL, &model), MOE_E_MODEL, "no model: looked for");
+    unlink(in_folder("some"));
+    assert_int_equal(symlink("nowhere", in_folder("model.safetensors")), 0);
+    refused(moe_model_open(folder, NULL, &model), MOE_E_OPEN,
+            "model.safetensors: cannot be opened");
+    unlink(in_folder("model.safetensors"));
+    assert_int_equal(mkfifo(in_folder("model.gguf"), 0600), 0);
+    refused(moe_model_open(folder, NULL, &model), MOE_E_OPEN, "model.gguf: is no regular file");
+    unlink(in_folder("model.gguf"));
     copy(gguf, "anything");
     moe_model_close(opened(folder)); /* the only one */
     copy(gguf, "else");
