@@ -99,8 +99,10 @@ MOE_API moe_status moe_model_layer(const moe_model *model, int64_t i, moe_layer_
 typedef struct moe_layer moe_layer;
 
 typedef struct moe_load_options {
-    size_t struct_size;  /* sizeof(moe_load_options) */
-    moe_packing packing; /* MOE_PACK_LOSSLESS: bf16 experts in 12 bits */
+    size_t struct_size; /* sizeof(moe_load_options) */
+    /* MOE_PACK_LOSSLESS: bf16 experts in 12 bits.  A packed cache gives what was packed; LOSSLESS of
+     * what was packed plain is refused. */
+    moe_packing packing;
     /* Called on the calling thread now and then: bytes of the layer read so far, and of all.  Not 0:
      * stop, MOE_E_READ.  NULL: not called. */
     int (*progress)(void *user, uint64_t done, uint64_t all);

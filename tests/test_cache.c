@@ -313,6 +313,14 @@ static void the_same_layer_comes_back(void **state)
             load.user = &calls;
             MUST(moe_model_load(m, 3, context, &load, &is));
             assert_true(calls > 0);
+            load.packing = MOE_PACK_LOSSLESS; /* is what was packed so, or refused */
+            moe_layer *lossless;
+            moe_status s = moe_model_load(m, 3, context, &load, &lossless);
+            moe_experts_info info = {.struct_size = sizeof info};
+            MUST(moe_experts_describe(is->experts, &info));
+            assert_int_equal(s, info.packing == MOE_PACK_LOSSLESS ? MOE_OK : MOE_E_UNSUPPORTED);
+            if (s != MOE_OK) expect_text("packing = LOSSLESS: the layer was packed plain");
+            MUST(moe_layer_free(lossless));
             moe_model_close(m);
             expect_same_layer(was, is);
             MUST(moe_layer_save(is, again));

@@ -289,6 +289,16 @@ static moe_status read_experts(packed_stream *stream, moe_context *context, uint
                       (long long)I);
 }
 
+/* What was packed plain is not packed anew. */
+static moe_status check_packing(const moe_experts *experts, moe_packing wanted, const char *path)
+{
+    moe_experts_info info = {.struct_size = sizeof info};
+    moe_status s = moe_experts_describe(experts, &info);
+    if (s != MOE_OK) return model_core(s, path);
+    if (wanted != MOE_PACK_LOSSLESS || info.packing == wanted) return MOE_OK;
+    return model_fail(MOE_E_UNSUPPORTED, path, "packing = LOSSLESS: the layer was packed plain");
+}
+
 moe_status cache_read(const packed_file *f, moe_context *context, const moe_load_options *options,
                       moe_layer *layer)
 {
@@ -300,6 +310,7 @@ moe_status cache_read(const packed_file *f, moe_context *context, const moe_load
                             .user = options->user};
     if (s == MOE_OK)
         s = read_experts(&stream, context, images.experts, &layer->info, false, &layer->experts);
+    if (s == MOE_OK) s = check_packing(layer->experts, options->packing, packed_path(f));
     if (s == MOE_OK && images.shared > 0)
         s = read_experts(&stream, context, images.shared, &layer->info, true, &layer->shared);
     packed_stream_end(&stream);
