@@ -224,7 +224,7 @@ static void no_model(void **state)
         {"{\"model_type\": \"qwen3_moe\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"moe_intermediate_size\": 96, \"num_experts\": 3, \"num_experts_per_tok\": 2, "
          "\"quantization_config\": {\"weight_block_size\": [128, 64]}}",
-         "weight_block_size: must be [rows, 128]"},
+         "weight_block_size: must be [rows, 128] or [1, 32]"},
     };
     model_files f;
     moe_model *model;

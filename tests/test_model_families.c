@@ -240,7 +240,8 @@ static const checkpoint_case cases[] = {
      .lines = {L "mlp.gate.tid2eid I64 100,2", FUSED(L "mlp."),
                SHARED(L "mlp.shared_experts.", "I")}},
     {.family = "glm4-moe",
-     .config = "{\"model_type\": \"glm4_moe\", \"norm_topk_prob\": false, " SIZES DEEPSEEK "}",
+     .config = "{\"model_type\": \"glm4_moe\", \"norm_topk_prob\": false, \"quantization_config\": "
+               "{\"weight_block_size\": [1, 32]}, " SIZES DEEPSEEK "}",
      .format = "mxfp8",
      .shared_format = "bf16",
      .shared_I = FILES_I,

@@ -283,7 +283,7 @@ static moe_status router(const reader *r, family_rules *rules)
     return MOE_OK;
 }
 
-/* Blocks of FP8 weights: [rows, columns]. */
+/* Blocks of FP8 weights: [rows, columns].  Those of MXFP8, [1, 32], are told by the scales. */
 static moe_status grid(const reader *r, family_rules *rules)
 {
     static const char *const paths[] = {"quantization_config.weight_block_size",
@@ -294,9 +294,9 @@ static moe_status grid(const reader *r, family_rules *rules)
         if (!cfg_has(r->config, paths[i])) continue;
         if (!cfg_array_integer(r->config, paths[i], 0, &rows) ||
             !cfg_array_integer(r->config, paths[i], 1, &columns) || rows < 1 || rows > INT32_MAX ||
-            columns != 128)
-            return model_fail(MOE_E_MODEL, r->path, "%s: must be [rows, 128]", paths[i]);
-        rules->grid_rows = rows;
+            (columns != 128 && (rows != 1 || columns != 32)))
+            return model_fail(MOE_E_MODEL, r->path, "%s: must be [rows, 128] or [1, 32]", paths[i]);
+        if (columns == 128) rules->grid_rows = rows;
     }
     return MOE_OK;
 }
