@@ -345,6 +345,9 @@ static void test_pack(void **state)
     json_decref(o);
     for (int64_t layer = 0; layer < 3; layer++) expect_same_run(layer);
     tool_expect(3, "has packed layers", "inspect --tensors %s", packed);
+    tool_expect(2, "a packed layer, without tensors", "inspect --tensors %s/layer-00001.moe",
+                packed);
+    tool_expect(3, "one packed layer: the folder", "inspect %s/layer-00001.moe", packed);
     o = tool_json(0, "inspect --no-measure %s", packed);
     assert_string_equal(text(o, "container"), "packed");
     assert_string_equal(text(o, "family"), "qwen3-moe");
