@@ -19,7 +19,7 @@ static const char HELP[] =
     "which the other commands then take as a model.  A file appears whole or not at all.  Prints\n"
     "bytes and rates.  PATH: a folder, an index, a safetensors or GGUF file.\n"
     "\n"
-    "      --out DIR        the folder; made if it is not there\n"
+    "      --out DIR        the folder, not a checkpoint's; made if it is not there\n"
     "      --layer N        one layer, by its number (default: all)\n"
     "      --lossless       bf16 experts in about 12 bits a weight, without loss\n"
     CLI_MODEL_HELP
