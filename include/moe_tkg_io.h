@@ -44,18 +44,20 @@ static inline moe_model_options moe_model_options_init(void)
     return options;
 }
 
-/* Opens a directory, a model.safetensors.index.json, a safetensors file, or a GGUF file (the first of
- * a split: the others are found beside it) or the directory that moe_layer_save wrote to.  What a file is, its content says.  Reads headers, not weights.
+/* Opens a directory, a model.safetensors.index.json, a safetensors file, a GGUF file (the first of a
+ * split: the others are found beside it), or the directory that moe_layer_save wrote to.  What a file
+ * is, its content says.  Reads headers, not weights.
  *
- * MOE_E_OPEN, MOE_E_READ, MOE_E_FORMAT: no sound file.  MOE_E_MODEL: sound, and no model that is known
- * here; the message says what was looked for.  options: NULL for all defaults. */
+ * MOE_E_OPEN, MOE_E_READ, MOE_E_FORMAT: no sound file.  MOE_E_STALE: packed layers of another layout of
+ * this library.  MOE_E_MODEL: sound, and no model that is known here; the message says what was looked
+ * for.  options: NULL for all defaults. */
 MOE_API moe_status moe_model_open(const char *path, const moe_model_options *options,
                                   moe_model **model);
 MOE_API void moe_model_close(moe_model *model); /* NULL is fine.  Loaded layers live on. */
 
 typedef struct moe_model_info {
     size_t struct_size;    /* in: sizeof(moe_model_info) */
-    const char *family;    /* "gpt-oss", "qwen3-moe", ...; owned by the library */
+    const char *family;    /* "gpt-oss", "qwen3-moe", ...; owned by the model */
     const char *container; /* "safetensors", "gguf", "packed" */
     int64_t layers;        /* decoder layers in all, dense ones included */
     int64_t moe_layers;
@@ -76,7 +78,8 @@ typedef struct moe_layer_info {
     int32_t has_gate, has_bias;
     moe_affinity_scale scaling; /* MOE_POST_SCALE, or MOE_INPUT_SCALE (Llama-4) */
     /* NULL: the router is this library's, as follows.  Else its rule, which this library does not
-     * have ("sparsemixer"): the experts run with given ids, moe_layer_args leaves the router out. */
+     * have ("sparsemixer"): the experts run with given ids, moe_layer_args leaves the router out.
+     * Owned by the model or layer that was asked. */
     const char *foreign_router;
     moe_router_score score;
     int32_t normalize, n_group, topk_group, has_router_bias, has_selection_bias;
@@ -96,8 +99,10 @@ MOE_API moe_status moe_model_layer(const moe_model *model, int64_t i, moe_layer_
 typedef struct moe_layer moe_layer;
 
 typedef struct moe_load_options {
-    size_t struct_size;  /* sizeof(moe_load_options) */
-    moe_packing packing; /* MOE_PACK_LOSSLESS: bf16 experts in 12 bits */
+    size_t struct_size; /* sizeof(moe_load_options) */
+    /* MOE_PACK_LOSSLESS: bf16 experts in 12 bits.  A packed cache gives what was packed; LOSSLESS of
+     * what was packed plain is refused. */
+    moe_packing packing;
     /* Called on the calling thread now and then: bytes of the layer read so far, and of all.  Not 0:
      * stop, MOE_E_READ.  NULL: not called. */
     int (*progress)(void *user, uint64_t done, uint64_t all);
@@ -118,7 +123,8 @@ static inline moe_load_options moe_load_options_init(void)
 MOE_API moe_status moe_model_load(const moe_model *model, int64_t layer, moe_context *context,
                                   const moe_load_options *options, moe_layer **loaded);
 
-/* Frees.  MOE_E_BUSY, and nothing happens, while a call uses its experts.  NULL is fine. */
+/* Frees.  MOE_E_BUSY while a call uses its experts or its shared expert: what no call used may be freed
+ * by then, and all that can be done with the layer is to free it again.  NULL is fine. */
 MOE_API moe_status moe_layer_free(moe_layer *layer);
 
 /* *args = all that the layer says: experts, activation, limits, router (unless foreign), shared
@@ -131,9 +137,10 @@ MOE_API moe_status moe_layer_describe(const moe_layer *layer, moe_layer_info *in
 /* ---- a cache of packed layers ---------------------------------------------------------------- */
 
 /* Writes the layer, packed, to `directory` (made if it is not there), in a file of its own that
- * comes into being complete or not at all.  moe_model_open opens the directory, moe_model_load reads
- * at the speed of the disk and refuses what is damaged (MOE_E_FORMAT) or was packed by another layout
- * of this library (MOE_E_STALE). */
+ * comes into being complete or not at all.  MOE_E_MODEL if a checkpoint lies there: then neither could
+ * be opened by the directory's name.  moe_model_open opens the directory, moe_model_load reads at the
+ * speed of the disk and refuses what is damaged (MOE_E_FORMAT) or was packed by another layout of this
+ * library (MOE_E_STALE). */
 MOE_API moe_status moe_layer_save(const moe_layer *layer, const char *directory);
 
 /* MOE_OK if every layer in packed `cache` was made from `model` as its files are now: sizes, times and

@@ -313,6 +313,14 @@ static void the_same_layer_comes_back(void **state)
             load.user = &calls;
             MUST(moe_model_load(m, 3, context, &load, &is));
             assert_true(calls > 0);
+            load.packing = MOE_PACK_LOSSLESS; /* is what was packed so, or refused */
+            moe_layer *lossless;
+            moe_status s = moe_model_load(m, 3, context, &load, &lossless);
+            moe_experts_info info = {.struct_size = sizeof info};
+            MUST(moe_experts_describe(is->experts, &info));
+            assert_int_equal(s, info.packing == MOE_PACK_LOSSLESS ? MOE_OK : MOE_E_UNSUPPORTED);
+            if (s != MOE_OK) expect_text("packing = LOSSLESS: the layer was packed plain");
+            MUST(moe_layer_free(lossless));
             moe_model_close(m);
             expect_same_layer(was, is);
             MUST(moe_layer_save(is, again));
@@ -417,6 +425,22 @@ static void directories_of_several_models(void **state)
     write_bytes(in_folder("mixed/model.safetensors"), empty);
     free(empty.bytes);
     refuses_to_open(at, MOE_E_MODEL, "packed layers and a checkpoint");
+}
+
+/* Layers beside a checkpoint would make it one that cannot be opened. */
+static void directory_of_a_checkpoint(void **state)
+{
+    (void)state;
+    const char *at = in_folder("checkpoint");
+    run("mkdir -p %s", at);
+    file_bytes empty = safetensors_bytes("{}", 2, 0);
+    write_bytes(in_folder("checkpoint/model.safetensors"), empty);
+    free(empty.bytes);
+    moe_layer *l = loaded_layer_make(0, 1);
+    assert_int_equal(moe_layer_save(l, in_folder("checkpoint")), MOE_E_MODEL);
+    expect_text("packed layers and a checkpoint");
+    run("test $(ls %s) = model.safetensors", in_folder("checkpoint"));
+    MUST(moe_layer_free(l));
 }
 
 static void places_that_cannot_be_written(void **state)
@@ -907,6 +931,7 @@ int main(void)
         cmocka_unit_test(layers_are_listed),
         cmocka_unit_test(what_is_no_cache),
         cmocka_unit_test(directories_of_several_models),
+        cmocka_unit_test(directory_of_a_checkpoint),
         cmocka_unit_test(places_that_cannot_be_written),
         cmocka_unit_test(every_bit_of_what_is_said),
         cmocka_unit_test(every_length_of_what_is_said),

@@ -323,6 +323,8 @@ static void kinds(void **state)
         {"Q2 T{", IO_SAFETENSORS},
         {"Q2", IO_NEITHER},
         {"Q2 T[]", IO_NEITHER},
+        {"Tmoepack\\1a", IO_PACKED},
+        {"Tmoepack", IO_NEITHER},
     };
     io_kind kind;
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {

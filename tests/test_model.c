@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The calls of moe_tkg_io.h: arguments, models that are none, files in directories, progress, packings;
  * and that one layer in several layouts is one layer. */
-#define _XOPEN_SOURCE 700
+#define _GNU_SOURCE 1
 #include <fcntl.h>
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -171,6 +172,9 @@ static void no_model(void **state)
         const char *config, *says;
     } cases[] = {
         {"{}", "neither model_type nor architectures"},
+        {"{\"model_type\": \"\"}", "model_type is \"\""},
+        {"{\"model_type\": \"mixtral MixtralForCausalLM\"}", "\"mixtral MixtralForCausalLM\""},
+        {"{\"architectures\": [\"\"]}", "model_type is \"\""},
         {"{\"model_type\": \"bert\"}", "model_type is \"bert\"; known are gpt-oss, qwen2-moe"},
         {"{\"model_type\": \"qwen3\", \"architectures\": [\"Qwen3ForCausalLM\"]}", "\"qwen3\""},
         {"{\"model_type\": \"mixtral\"}", "num_hidden_layers: is missing"},
@@ -189,6 +193,10 @@ static void no_model(void **state)
          "\"hidden_act\": \"mish\", \"intermediate_size\": 96, \"num_local_experts\": 3, "
          "\"num_experts_per_tok\": 2}",
          "hidden_act: \"mish\" is not known here"},
+        {"{\"model_type\": \"mixtral\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
+         "\"hidden_act\": \"\", \"intermediate_size\": 96, \"num_local_experts\": 3, "
+         "\"num_experts_per_tok\": 2}",
+         "hidden_act: \"\" is not known here"},
         {"{\"model_type\": \"deepseek_v3\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"moe_intermediate_size\": 96, \"n_routed_experts\": 3, \"n_shared_experts\": 0, "
          "\"num_experts_per_tok\": 2, \"n_group\": 2, \"topk_group\": 1}",
@@ -197,6 +205,14 @@ static void no_model(void **state)
          "\"moe_intermediate_size\": 96, \"n_routed_experts\": 3, \"n_shared_experts\": 0, "
          "\"num_experts_per_tok\": 2, \"scoring_func\": \"tanh\"}",
          "scoring_func: \"tanh\""},
+        {"{\"model_type\": \"gpt_oss\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
+         "\"intermediate_size\": 96, \"num_local_experts\": 3, \"num_experts_per_tok\": 2, "
+         "\"swiglu_limit\": 1e300}",
+         "swiglu_limit: must be a number of at most 3.4"},
+        {"{\"model_type\": \"deepseek_v3\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
+         "\"moe_intermediate_size\": 96, \"n_routed_experts\": 3, \"num_experts_per_tok\": 2, "
+         "\"routed_scaling_factor\": -1e39}",
+         "routed_scaling_factor: must be a number of at most 3.4"},
         {"{\"model_type\": \"nemotron_h\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"moe_intermediate_size\": 96, \"n_routed_experts\": 3, \"num_experts_per_tok\": 2, "
          "\"moe_latent_size\": 64}",
@@ -208,7 +224,7 @@ static void no_model(void **state)
         {"{\"model_type\": \"qwen3_moe\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
          "\"moe_intermediate_size\": 96, \"num_experts\": 3, \"num_experts_per_tok\": 2, "
          "\"quantization_config\": {\"weight_block_size\": [128, 64]}}",
-         "weight_block_size: must be [rows, 128]"},
+         "weight_block_size: must be [rows, 128] or [1, 32]"},
     };
     model_files f;
     moe_model *model;
@@ -231,17 +247,76 @@ static void no_model(void **state)
 
 /* ---- directories ----------------------------------------------------------------------------- */
 
-static void copy(const char *from, const char *name)
+/* Copies a file; the tensor that is called `lacks` is called otherwise in the copy. */
+static void copy_without(const char *from, const char *name, const char *lacks)
 {
     static char bytes[1 << 20];
     FILE *in = fopen(from, "rb"), *out;
     assert_non_null(in);
     size_t n = fread(bytes, 1, sizeof bytes, in);
     fclose(in);
+    if (lacks) {
+        char *at = memmem(bytes, n, lacks, strlen(lacks));
+        assert_non_null(at);
+        at[0] = '?';
+    }
     out = fopen(in_folder(name), "wb");
     assert_non_null(out);
     assert_int_equal(fwrite(bytes, 1, n, out), n);
     assert_int_equal(fclose(out), 0);
+}
+
+static void copy(const char *from, const char *name)
+{
+    copy_without(from, name, NULL);
+}
+
+/* Keys or other tensors say that there is one: it is not left out because a tensor of it lacks. */
+static void shared_expert_that_lacks(void **state)
+{
+    (void)state;
+    static const char *const gguf[] = {"blk.1.ffn_up_shexp.weight", "blk.1.ffn_gate_shexp.weight",
+                                       "blk.1.ffn_down_shexp.weight"};
+    static const char *const parts[] = {"model.layers.0.mlp.shared_experts.up_proj.weight",
+                                        "model.layers.0.mlp.shared_experts.gate_proj.weight",
+                                        "model.layers.0.mlp.shared_experts.down_proj.weight"};
+    static const char *const lines[] = {L "mlp.gate.weight BF16 E,H",
+                                        L "mlp.gate.e_score_correction_bias F32 E",
+                                        L "mlp.experts.{e}.gate_proj.weight BF16 I,H",
+                                        L "mlp.experts.{e}.up_proj.weight BF16 I,H",
+                                        L "mlp.experts.{e}.down_proj.weight BF16 H,I",
+                                        L "mlp.shared_experts.up_proj.weight BF16 S,H",
+                                        L "mlp.shared_experts.gate_proj.weight BF16 S,H",
+                                        L "mlp.shared_experts.down_proj.weight BF16 H,S",
+                                        NULL};
+    static const char config[] =
+        "{\"model_type\": \"deepseek_v3\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
+        "\"num_experts_per_tok\": 2, \"moe_intermediate_size\": 96, \"n_routed_experts\": 3}";
+    char from[PATH];
+    moe_layer_info info = {.struct_size = sizeof info};
+    snprintf(from, sizeof from, "%.400s/model.gguf", fixture("gguf_glm4moe_bf16"));
+    for (size_t i = 0; i < 3; i++) {
+        copy_without(from, "lacks.gguf", gguf[i]);
+        moe_model *model = opened(in_folder("lacks.gguf"));
+        refused(moe_model_layer(model, 0, &info), MOE_E_MODEL, gguf[i]);
+        moe_model_close(model);
+    }
+    unlink(in_folder("lacks.gguf"));
+    model_files f; /* no key says how large it is */
+    model_files_make(&f, lines, 4);
+    for (size_t i = 0; i < 4; i++) {
+        model_files_write(&f, folder, config, f.count - i);
+        moe_model *model = opened(folder);
+        moe_status s = moe_model_layer(model, 0, &info);
+        if (i == 0) {
+            check(s);
+            assert_int_equal(info.shared_I, FILES_S);
+        } else {
+            refused(s, MOE_E_MODEL, parts[3 - i]);
+        }
+        moe_model_close(model);
+    }
+    model_files_free(&f);
 }
 
 static void directories(void **state)
@@ -255,6 +330,16 @@ static void directories(void **state)
     unlink(in_folder("model.safetensors"));
     unlink(in_folder("config.json"));
     refused(moe_model_open(folder, NULL, &model), MOE_E_MODEL, "no model: looked for");
+    assert_int_equal(symlink("nowhere", in_folder("some")), 0);
+    refused(moe_model_open(folder, NULL, &model), MOE_E_MODEL, "no model: looked for");
+    unlink(in_folder("some"));
+    assert_int_equal(symlink("nowhere", in_folder("model.safetensors")), 0);
+    refused(moe_model_open(folder, NULL, &model), MOE_E_OPEN,
+            "model.safetensors: cannot be opened");
+    unlink(in_folder("model.safetensors"));
+    assert_int_equal(mkfifo(in_folder("model.gguf"), 0600), 0);
+    refused(moe_model_open(folder, NULL, &model), MOE_E_OPEN, "model.gguf: is no regular file");
+    unlink(in_folder("model.gguf"));
     copy(gguf, "anything");
     moe_model_close(opened(folder)); /* the only one */
     copy(gguf, "else");
@@ -268,9 +353,8 @@ static void directories(void **state)
     unlink(in_folder("else"));
     unlink(in_folder("model.safetensors"));
     moe_model_close(opened(folder));
-    rename(in_folder("a.bin"), "/tmp/moe_model_part");
-    copy("/tmp/moe_model_part", "m-00001-of-00002.safetensors");
-    unlink("/tmp/moe_model_part");
+    unlink(in_folder("a.bin"));
+    copy(mixtral, "m-00001-of-00002.safetensors");
     moe_model_close(opened(folder)); /* one part is as many as are there */
     write_text("model.safetensors.index.json",
                "{\"weight_map\": {\"model.layers.0.block_sparse_moe.gate.weight\": \"absent\"}}");
@@ -370,6 +454,13 @@ static void one_layer_in_all_layouts(void **state)
     model_files_free(&g);
 }
 
+static int64_t model_layers(const moe_model *model)
+{
+    moe_model_info about = {.struct_size = sizeof about};
+    check(moe_model_describe(model, &about));
+    return about.moe_layers;
+}
+
 typedef struct watch {
     uint64_t done, all, stop_at;
     int calls;
@@ -389,26 +480,32 @@ static int report(void *user, uint64_t done, uint64_t all)
 static void progress(void **state)
 {
     (void)state;
-    moe_model *model = opened(fixture("qwen2_moe_bf16"));
-    moe_layer_info info = {.struct_size = sizeof info};
-    check(moe_model_layer(model, 1, &info));
-    for (int packing = 0; packing < 2; packing++) {
-        watch w = {0};
-        moe_layer *layer;
-        moe_load_options options = moe_load_options_init();
-        options.packing = (moe_packing)packing;
-        options.progress = report;
-        options.user = &w;
-        check(moe_model_load(model, 1, NULL, &options, &layer));
-        check(moe_layer_free(layer));
-        assert_true(w.done == w.all);
-        if (packing == MOE_PACK_PLAIN) assert_true(w.all == info.bytes);
-        w = (watch){.stop_at = w.all / 2};
-        refused(moe_model_load(model, 1, NULL, &options, &layer), MOE_E_READ,
-                "stopped by the caller");
-        assert_null(layer);
+    static const struct {
+        const char *name;
+        int packings;
+    } cases[] = {{"qwen2_moe_bf16", 2}, {"kimi_k2_int4", 1}, {"gguf_glm4moe_bf16", 2}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        moe_model *model = opened(fixture(cases[i].name));
+        moe_layer_info info = {.struct_size = sizeof info};
+        check(moe_model_layer(model, model_layers(model) - 1, &info)); /* that is layer 1 */
+        for (int packing = 0; packing < cases[i].packings; packing++) {
+            watch w = {0};
+            moe_layer *layer;
+            moe_load_options options = moe_load_options_init();
+            options.packing = (moe_packing)packing;
+            options.progress = report;
+            options.user = &w;
+            check(moe_model_load(model, 1, NULL, &options, &layer));
+            check(moe_layer_free(layer));
+            assert_true(w.done == w.all);
+            if (packing == MOE_PACK_PLAIN) assert_true(w.all == info.bytes);
+            w = (watch){.stop_at = w.all / 2};
+            refused(moe_model_load(model, 1, NULL, &options, &layer), MOE_E_READ,
+                    "stopped by the caller");
+            assert_null(layer);
+        }
+        moe_model_close(model);
     }
-    moe_model_close(model);
 }
 
 /* Only bf16 can be packed without loss. */
@@ -421,6 +518,78 @@ static void lossless_of_others(void **state)
     options.packing = MOE_PACK_LOSSLESS;
     refused(moe_model_load(model, 1, NULL, &options, &layer), MOE_E_UNSUPPORTED, "LOSSLESS");
     moe_model_close(model);
+}
+
+/* ---- several threads ------------------------------------------------------------------------- */
+
+enum { LOADERS = 6 };
+
+typedef struct loader {
+    const moe_model *model;
+    pthread_barrier_t *start;
+    float *output;
+} loader;
+
+static void *load_and_run(void *arg)
+{
+    loader *l = arg;
+    moe_layer *layer = NULL;
+    pthread_barrier_wait(l->start);
+    if (moe_model_load(l->model, 0, NULL, NULL, &layer) == MOE_OK) l->output = run(layer);
+    moe_layer_free(layer);
+    return NULL;
+}
+
+/* Threads that load from one index at once, none of whose files is open yet. */
+static void loads_at_once(void **state)
+{
+    (void)state;
+    model_files f;
+    char map[8192], *at = map;
+    const char *end = map + sizeof map;
+    model_files_make(&f, qwen_lines, 7);
+    model_files_write(&f, folder, qwen_config, f.count);
+    float *expected = run_folder(MOE_PACK_PLAIN);
+    at += snprintf(at, (size_t)(end - at), "{\"weight_map\": {");
+    for (size_t i = 0; i < f.count; i++) {
+        char name[32];
+        io_error error;
+        snprintf(name, sizeof name, "part-%zu", i);
+        if (st_write(in_folder(name), &f.tensor[i], (const void *const *)&f.data[i], 1, NULL, NULL,
+                     0, &error) != IO_OK)
+            fail_msg("%s", error.text);
+        at += snprintf(at, (size_t)(end - at), "%s\"%s\": \"%s\"", i > 0 ? ", " : "", f.name[i],
+                       name);
+    }
+    snprintf(at, (size_t)(end - at), "}}");
+    write_text("model.safetensors.index.json", map);
+    for (int round = 0; round < 20; round++) {
+        pthread_barrier_t start;
+        pthread_t thread[LOADERS];
+        loader l[LOADERS];
+        moe_model *model = opened(folder);
+        pthread_barrier_init(&start, NULL, LOADERS);
+        for (int i = 0; i < LOADERS; i++) {
+            l[i] = (loader){.model = model, .start = &start};
+            assert_int_equal(pthread_create(&thread[i], NULL, load_and_run, &l[i]), 0);
+        }
+        for (int i = 0; i < LOADERS; i++) pthread_join(thread[i], NULL);
+        pthread_barrier_destroy(&start);
+        for (int i = 0; i < LOADERS; i++) {
+            assert_non_null(l[i].output);
+            assert_memory_equal(l[i].output, expected, T * FILES_H * sizeof *expected);
+            free(l[i].output);
+        }
+        moe_model_close(model);
+    }
+    for (size_t i = 0; i < f.count; i++) {
+        char name[32];
+        snprintf(name, sizeof name, "part-%zu", i);
+        unlink(in_folder(name));
+    }
+    unlink(in_folder("model.safetensors.index.json"));
+    free(expected);
+    model_files_free(&f);
 }
 
 /* What packed integers say of their shape must be so. */
@@ -473,10 +642,16 @@ static int remove_folder(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(arguments),          cmocka_unit_test(malformed),
-        cmocka_unit_test(no_model),           cmocka_unit_test(directories),
-        cmocka_unit_test(progress),           cmocka_unit_test(one_layer_in_all_layouts),
-        cmocka_unit_test(lossless_of_others), cmocka_unit_test(weight_shape),
+        cmocka_unit_test(arguments),
+        cmocka_unit_test(malformed),
+        cmocka_unit_test(no_model),
+        cmocka_unit_test(directories),
+        cmocka_unit_test(progress),
+        cmocka_unit_test(one_layer_in_all_layouts),
+        cmocka_unit_test(lossless_of_others),
+        cmocka_unit_test(weight_shape),
+        cmocka_unit_test(shared_expert_that_lacks),
+        cmocka_unit_test(loads_at_once),
     };
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

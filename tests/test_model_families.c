@@ -124,11 +124,11 @@ static const checkpoint_case cases[] = {
     {.family = "qwen3-moe", /* NVFP4 as ModelOpt writes it */
      .config = "{\"model_type\": \"qwen3_moe\", " SIZES QWEN_I,
      .format = "nvfp4",
-     .optional = "weight_scale_2",
      .lines = {L "mlp.gate.weight BF16 E,H",
                BYTES_OF(L "mlp.", ".weight", "U8", "/2", ".weight_scale", "F8_E4M3", "H/16"),
                L "mlp.experts.{e}.gate_proj.weight_scale_2 F32",
-               L "mlp.experts.{e}.up_proj.weight_scale_2 F32"}},
+               L "mlp.experts.{e}.up_proj.weight_scale_2 F32",
+               L "mlp.experts.{e}.down_proj.weight_scale_2 F32"}},
     {.family = "qwen3-next",
      .config =
          "{\"model_type\": \"qwen3_next\", \"shared_expert_intermediate_size\": 64, " SIZES QWEN_I,
@@ -240,7 +240,8 @@ static const checkpoint_case cases[] = {
      .lines = {L "mlp.gate.tid2eid I64 100,2", FUSED(L "mlp."),
                SHARED(L "mlp.shared_experts.", "I")}},
     {.family = "glm4-moe",
-     .config = "{\"model_type\": \"glm4_moe\", \"norm_topk_prob\": false, " SIZES DEEPSEEK "}",
+     .config = "{\"model_type\": \"glm4_moe\", \"norm_topk_prob\": false, \"quantization_config\": "
+               "{\"weight_block_size\": [1, 32]}, " SIZES DEEPSEEK "}",
      .format = "mxfp8",
      .shared_format = "bf16",
      .shared_I = FILES_I,
@@ -467,6 +468,40 @@ static void names_what_differs(void **state)
     }
 }
 
+/* What a family takes for a key that is not there is what its makers' code does. */
+static void takes_for_granted(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *family, *config;
+        moe_activation activation;
+        float limit; /* 0: none */
+    } wanted[] = {
+        {"gpt-oss", "{\"model_type\": \"gpt_oss\", " SIZES MIXTRAL_I "}", MOE_SWIGLU, 7},
+        {"deepseek-v4", "{\"model_type\": \"deepseek_v4\", " SIZES DEEPSEEK "}", MOE_SILU, 10},
+        {"deepseek-v2",
+         "{\"model_type\": \"deepseek_v2\", \"n_group\": 3, \"topk_group\": 2, " SIZES DEEPSEEK "}",
+         MOE_SILU, 0},
+        {"gemma4-moe", "{\"model_type\": \"gemma4_text\", \"top_k_experts\": 2, " SIZES QWEN_I,
+         MOE_GELU_TANH, 0},
+        {"nemotron3-moe", "{\"model_type\": \"nemotron_h\", " SIZES DEEPSEEK "}", MOE_RELU2, 0}};
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+        const checkpoint_case *c = cases;
+        while (strcmp(c->family, wanted[i].family) != 0) c++;
+        model_files f;
+        moe_layer_info info;
+        model_files_make(&f, c->lines, i);
+        model_files_write(&f, folder, wanted[i].config, f.count);
+        if (describe(&info) != MOE_OK) fail_msg("%s: %s", wanted[i].family, moe_io_last_error());
+        assert_int_equal(info.activation, wanted[i].activation);
+        assert_int_equal(info.gate_clamp_upper_limit.given, wanted[i].limit > 0);
+        assert_true(info.gate_clamp_upper_limit.value == wanted[i].limit);
+        assert_int_equal(info.n_group, 0);
+        assert_string_equal(text(info.foreign_router), text(c->foreign));
+        model_files_free(&f);
+    }
+}
+
 static int make_folder(void **state)
 {
     (void)state;
@@ -484,6 +519,7 @@ static int remove_folder(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(finds), cmocka_unit_test(names_what_lacks),
-                                       cmocka_unit_test(names_what_differs)};
+                                       cmocka_unit_test(names_what_differs),
+                                       cmocka_unit_test(takes_for_granted)};
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

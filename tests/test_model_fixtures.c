@@ -106,7 +106,7 @@ static void check_description(const char *folder, const moe_layer_info *info)
     check_router(folder, info);
 }
 
-static void formats_are(const char *name, const moe_layer_info *info)
+static void formats_are(const char *name, const char *is, const moe_layer_info *info)
 {
     static const struct {
         const char *name, *family, *gate_up, *down, *shared;
@@ -129,6 +129,7 @@ static void formats_are(const char *name, const moe_layer_info *info)
     };
     for (size_t i = 0; i < sizeof formats / sizeof formats[0]; i++) {
         if (strcmp(formats[i].name, name) != 0) continue;
+        assert_string_equal(is, formats[i].family);
         assert_string_equal(info->gate_up_format, formats[i].gate_up);
         assert_string_equal(info->down_format, formats[i].down);
         assert_string_equal(info->shared_format, formats[i].shared);
@@ -146,7 +147,7 @@ static void describe(const char *name, const char *folder)
     assert_int_equal(about.layers, 2);
     for (int64_t i = 0; i < about.moe_layers; i++) check(moe_model_layer(model, i, &info));
     check_description(folder, &info);
-    formats_are(name, &info);
+    formats_are(name, about.family, &info);
     moe_model_close(model);
 }
 

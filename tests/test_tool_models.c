@@ -345,6 +345,9 @@ static void test_pack(void **state)
     json_decref(o);
     for (int64_t layer = 0; layer < 3; layer++) expect_same_run(layer);
     tool_expect(3, "has packed layers", "inspect --tensors %s", packed);
+    tool_expect(2, "a packed layer, without tensors", "inspect --tensors %s/layer-00001.moe",
+                packed);
+    tool_expect(3, "one packed layer: the folder", "inspect %s/layer-00001.moe", packed);
     o = tool_json(0, "inspect --no-measure %s", packed);
     assert_string_equal(text(o, "container"), "packed");
     assert_string_equal(text(o, "family"), "qwen3-moe");
@@ -377,7 +380,8 @@ static void test_pack_refused(void **state)
     tool_expect(2, "needs one PATH and --out DIR", "pack x");
     tool_expect(2, "needs one PATH and --out DIR", "pack --out x");
     tool_expect(2, "needs one PATH and --out DIR", "pack x y --out z");
-    tool_expect(2, "--layer some: must be a number, or all", "pack x --out y --layer some");
+    tool_expect(2, "--layer some: must be a number from 0 to 2147483647, or all",
+                "pack x --out y --layer some");
     tool_expect(2, "/missing", "pack /missing --out %s", packed);
     tiny_model_write(TINY_QWEN3, folder, -1);
     tool_expect(3, "layer 8", "pack %s --out %s --layer 8", folder, packed);

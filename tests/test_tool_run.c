@@ -276,6 +276,32 @@ static void test_routes_refused(void **state)
     assert_int_equal(access(out, F_OK), -1);
 }
 
+/* Many tokens are several calls: the message says from where on it counts. */
+static void test_row_of_many(void **state)
+{
+    (void)state;
+    enum { T = 300, H = 160, K = 2 };
+    static const float hidden[T * H], weights[T * K];
+    int32_t ids[T * K] = {[260 * K + 1] = 7};
+    const st_tensor t[] = {
+        {.name = "hidden", .dtype = ST_F32, .rank = 2, .shape = {T, H}, .bytes = sizeof hidden},
+        {.name = "topk_ids", .dtype = ST_I32, .rank = 2, .shape = {T, K}, .bytes = sizeof ids},
+        {.name = "topk_weights",
+         .dtype = ST_F32,
+         .rank = 2,
+         .shape = {T, K},
+         .bytes = sizeof weights},
+    };
+    char path[128], out[128];
+    snprintf(path, sizeof path, "%s/h.safetensors", folder);
+    snprintf(out, sizeof out, "%s/out", folder);
+    tiny_model_write(TINY_QWEN3, folder, -1);
+    write_tensors(path, t, (const void *[]){hidden, ids, weights}, 3);
+    tool_expect(3, "expert_index[4][1] = 7: must be in [0, 3) (rows counted from token 256)",
+                "run --model %s --layer 0 --experts-only --hidden %s --out %s", folder, path, out);
+    assert_int_equal(access(out, F_OK), -1);
+}
+
 static void write_file(const char *path, const char *text)
 {
     FILE *file = fopen(path, "w");
@@ -334,7 +360,8 @@ static void test_command_lines(void **state)
     tool_expect(2, "--config needs --model", "run case --out y --config z");
     static const char *const LAYERS[] = {"-1", "x", "1x", "99999999999"};
     for (size_t i = 0; i < sizeof LAYERS / sizeof LAYERS[0]; i++)
-        tool_expect(2, "--layer", "run --model x --hidden y --out z --layer %s", LAYERS[i]);
+        tool_expect(2, "must be a number from 0 to 2147483647",
+                    "run --model x --hidden y --out z --layer %s", LAYERS[i]);
     tool_expect(2, "--hidden-dtype fp8: must be", "run --model x --hidden-dtype fp8");
     tool_expect(2, "--output-dtype BF16: must be", "run --model x --output-dtype BF16");
 }
@@ -376,13 +403,10 @@ int main(void)
 {
 #define IN_FOLDER(test) cmocka_unit_test_setup_teardown(test, make_folder, remove_folder)
     const struct CMUnitTest tests[] = {
-        IN_FOLDER(test_same_bits),
-        IN_FOLDER(test_dtypes),
-        IN_FOLDER(test_types_in_files),
-        IN_FOLDER(test_hidden_refused),
-        IN_FOLDER(test_routes_refused),
-        IN_FOLDER(test_models_refused),
-        cmocka_unit_test(test_command_lines),
+        IN_FOLDER(test_same_bits),      IN_FOLDER(test_dtypes),
+        IN_FOLDER(test_types_in_files), IN_FOLDER(test_hidden_refused),
+        IN_FOLDER(test_routes_refused), IN_FOLDER(test_row_of_many),
+        IN_FOLDER(test_models_refused), cmocka_unit_test(test_command_lines),
         IN_FOLDER(test_json),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -30,9 +30,10 @@ static const char HELP[] =
     "                       pack wrote; --layer N: of it the layer of this number\n"
     CLI_MODEL_HELP
     "      --experts N      hold N of the E experts; at least K\n"
-    "      --weights LIST   of bf16, bf16-lossless, fp16, fp8-row, fp8-static, fp8-channel,\n"
-    "                       fp8-block, mxfp8, mxfp4, nvfp4, int4-g32, int4-g64, int4-g128, q8_0,\n"
-    "                       q4_0, q4_k, q5_k and q6_k (default: mxfp4 for gpt-oss, else bf16)\n"
+    "      --weights LIST   of bf16, bf16-lossless, fp16 (or f16), fp8-row (or fp8), fp8-static,\n"
+    "                       fp8-channel, fp8-block, mxfp8, mxfp4, nvfp4, int4-g32, int4-g64,\n"
+    "                       int4-g128, q8_0, q4_0, q4_k, q5_k and q6_k (default: mxfp4 for gpt-oss,\n"
+    "                       else bf16)\n"
     "      --act MODE       exact (default), mxfp8 (with mxfp8 and mxfp4) or int8 (with 4-bit and\n"
     "                       integer weights): what activations are rounded to\n"
     "      --tokens LIST    batch sizes, 1 to 128 (default 1,2,4,8,16,32,64,128; up to 8 if the\n"
@@ -151,7 +152,7 @@ static int parse_layer_option(command *m, int opt)
     case OPT_CONFIG: m->config = optarg; return CLI_END;
     case OPT_LAYER:
         if (cli_number(optarg, 0, INT32_MAX, &m->layer)) return CLI_END;
-        return cli_usage_error(c, "--layer %s: must be a number", optarg);
+        return cli_usage_error(c, "--layer %s: must be a number from 0 to %d", optarg, INT32_MAX);
     case OPT_SHAPE:
         m->of_random = "--shape";
         m->shape = optarg;

@@ -19,7 +19,7 @@ static const char HELP[] =
     "which the other commands then take as a model.  A file appears whole or not at all.  Prints\n"
     "bytes and rates.  PATH: a folder, an index, a safetensors or GGUF file.\n"
     "\n"
-    "      --out DIR        the folder; made if it is not there\n"
+    "      --out DIR        the folder, not a checkpoint's; made if it is not there\n"
     "      --layer N        one layer, by its number (default: all)\n"
     "      --lossless       bf16 experts in about 12 bits a weight, without loss\n"
     CLI_MODEL_HELP
@@ -77,7 +77,8 @@ static int parse(command *m)
             m->layer = -1;
             if (strcmp(optarg, "all") == 0) break;
             if (!cli_number(optarg, 0, INT32_MAX, &m->layer))
-                return cli_usage_error(c, "--layer %s: must be a number, or all", optarg);
+                return cli_usage_error(c, "--layer %s: must be a number from 0 to %d, or all",
+                                       optarg, INT32_MAX);
             break;
         default: return CLI_STOP;
         }

@@ -135,7 +135,8 @@ static int parse_option(command *m, int opt)
     case OPT_LAYER:
         m->of_model = "--layer";
         if (!cli_number(optarg, 0, INT32_MAX, &number))
-            return cli_usage_error(&m->cli, "--layer %s: must be a number", optarg);
+            return cli_usage_error(&m->cli, "--layer %s: must be a number from 0 to %d", optarg,
+                                   INT32_MAX);
         j->layer = number;
         return CLI_END;
     case OPT_HIDDEN:

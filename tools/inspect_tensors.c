@@ -184,6 +184,10 @@ static io_status list_file(listing *l, const char *path)
     switch (kind) {
     case IO_JSON: return list_index(l, path);
     case IO_GGUF: return list_gguf(l, path);
+    case IO_PACKED:
+        snprintf(l->error.text, sizeof l->error.text, "%.400s: a packed layer, without tensors",
+                 path);
+        return l->error.status = IO_E_FORMAT;
     default: return list_safetensors(l, path, NULL, 0); /* which says what else it may be */
     }
 }

@@ -71,6 +71,16 @@ static moe_status call(run *r, const moe_block_args *layer, int64_t first, int64
     return moe_tkg(r->context, &args.experts, (void *)output.data, bytes);
 }
 
+/* What the operator says of a call whose first row is token `first`. */
+static int refused(run *r, int64_t first)
+{
+    char where[64] = "";
+    if (first > 0)
+        snprintf(where, sizeof where, " (rows counted from token %lld)", (long long)first);
+    return cli_fail(&r->error, CLI_REFUSED, "%.480s: layer %lld: refused: %s%s", r->job->model,
+                    (long long)r->info.layer, moe_last_error(), where);
+}
+
 static int compute(run *r)
 {
     moe_block_args args;
@@ -81,10 +91,7 @@ static int compute(run *r)
         int64_t n = T - done < CALL_TOKENS ? T - done : CALL_TOKENS;
         status = call(r, &args, done, n);
         if (status == MOE_E_NOMEM) return cli_fail(&r->error, CLI_FAILED, "out of memory");
-        if (status != MOE_OK)
-            return cli_fail(&r->error, CLI_REFUSED, "%.480s: layer %lld: refused: %s%s",
-                            r->job->model, (long long)r->info.layer, moe_last_error(),
-                            done > 0 ? " (rows counted from a later token)" : "");
+        if (status != MOE_OK) return refused(r, done);
         done += n;
     } while (done < T);
     return CLI_OK;

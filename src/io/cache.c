@@ -40,6 +40,16 @@ static moe_status no_memory(const char *path)
     return model_fail(MOE_E_NOMEM, path, "out of memory");
 }
 
+/* No checkpoint lies in the folder: which of them to open, nobody could say. */
+static moe_status check_alone(const char *path, const char *folder)
+{
+    files_list list;
+    if (files_search(folder, &list) != MOE_OK) return MOE_OK;
+    files_free(&list);
+    return model_fail(MOE_E_MODEL, path,
+                      "packed layers and a checkpoint: they cannot be in one directory");
+}
+
 /* ---- saving ---------------------------------------------------------------------------------- */
 
 static moe_status add_up(void *user, const void *data, size_t bytes)
@@ -79,16 +89,17 @@ moe_status moe_layer_save(const moe_layer *layer, const char *directory)
     char name[64];
     if (layer == NULL) return model_argument(MOE_E_NULL_ARG, "layer = NULL: required");
     if (directory == NULL) return model_argument(MOE_E_NULL_ARG, "directory = NULL: required");
-    snprintf(name, sizeof name, "/%s%05lld%s", name_head, (long long)layer->info.layer, name_tail);
-    char *path = files_join(directory, name);
-    if (!path) return no_memory(directory);
-    moe_status s = MOE_OK;
-    if (mkdir(directory, 0777) != 0 && errno != EEXIST) {
+    snprintf(name, sizeof name, "%s%05lld%s", name_head, (long long)layer->info.layer, name_tail);
+    char *folder = files_join(directory, "/"), *path = folder ? files_join(folder, name) : NULL;
+    moe_status s = path ? MOE_OK : no_memory(directory);
+    if (s == MOE_OK && mkdir(directory, 0777) != 0 && errno != EEXIST) {
         io_error error;
         io_fail_errno(&error, IO_E_WRITE, directory, "cannot be made", errno);
         s = model_reader(&error);
     }
+    if (s == MOE_OK) s = check_alone(directory, folder);
     if (s == MOE_OK) s = write_layer(layer, path);
+    free(folder);
     free(path);
     return s;
 }
@@ -190,15 +201,6 @@ static moe_status check_together(cache *c)
     return MOE_OK;
 }
 
-static moe_status check_alone(const char *path, const char *folder)
-{
-    files_list list;
-    if (files_search(folder, &list) != MOE_OK) return MOE_OK;
-    files_free(&list);
-    return model_fail(MOE_E_MODEL, path,
-                      "packed layers and a checkpoint: they cannot be in one directory");
-}
-
 static moe_status open_directory(cache *c, const char *folder)
 {
     DIR *directory = opendir(folder);
@@ -287,6 +289,16 @@ static moe_status read_experts(packed_stream *stream, moe_context *context, uint
                       (long long)I);
 }
 
+/* What was packed plain is not packed anew. */
+static moe_status check_packing(const moe_experts *experts, moe_packing wanted, const char *path)
+{
+    moe_experts_info info = {.struct_size = sizeof info};
+    moe_status s = moe_experts_describe(experts, &info);
+    if (s != MOE_OK) return model_core(s, path);
+    if (wanted != MOE_PACK_LOSSLESS || info.packing == wanted) return MOE_OK;
+    return model_fail(MOE_E_UNSUPPORTED, path, "packing = LOSSLESS: the layer was packed plain");
+}
+
 moe_status cache_read(const packed_file *f, moe_context *context, const moe_load_options *options,
                       moe_layer *layer)
 {
@@ -298,6 +310,7 @@ moe_status cache_read(const packed_file *f, moe_context *context, const moe_load
                             .user = options->user};
     if (s == MOE_OK)
         s = read_experts(&stream, context, images.experts, &layer->info, false, &layer->experts);
+    if (s == MOE_OK) s = check_packing(layer->experts, options->packing, packed_path(f));
     if (s == MOE_OK && images.shared > 0)
         s = read_experts(&stream, context, images.shared, &layer->info, true, &layer->shared);
     packed_stream_end(&stream);

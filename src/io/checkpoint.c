@@ -99,6 +99,9 @@ static moe_status open_file(checkpoint *ck, const char *path, io_kind kind)
     switch (kind) {
     case IO_JSON: return open_index(ck, path);
     case IO_GGUF: return open_gguf(ck, path);
+    case IO_PACKED:
+        return model_fail(MOE_E_MODEL, path,
+                          "one packed layer: the folder that it is in is opened");
     default: break; /* what is neither, the reader of safetensors refuses by its rules */
     }
     name[0] = (char *)files_last(path);

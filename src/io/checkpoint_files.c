@@ -15,6 +15,7 @@
 #include "io/model_error.h"
 
 static const char index_name[] = "model.safetensors.index.json";
+static const char safetensors_name[] = "model.safetensors", gguf_name[] = "model.gguf";
 
 char *files_join(const char *head, const char *tail)
 {
@@ -97,6 +98,7 @@ static bool are_parts(const files_list *list)
 typedef struct found {
     files_list safetensors, gguf;
     bool has_index;
+    io_error error; /* of a file that has a model's name and cannot be opened; IO_OK: none */
 } found;
 
 static moe_status look_at(const char *folder, const char *name, found *f)
@@ -105,11 +107,14 @@ static moe_status look_at(const char *folder, const char *name, found *f)
     if (strcmp(name, index_name) == 0) f->has_index = true;
     char *path = files_join(folder, name);
     if (!path) return model_fail(MOE_E_NOMEM, folder, "out of memory");
-    /* What cannot be opened, as sockets and the files of others, is none of the model's. */
+    /* What cannot be opened, as sockets and the files of others, is none of the model's, unless it
+     * is called as a model would be. */
     io_error error;
     io_status status = io_sniff(path, &kind, &error);
     free(path);
     if (status == IO_E_NOMEM || status == IO_E_READ) return model_reader(&error);
+    if (status != IO_OK && (!strcmp(name, safetensors_name) || !strcmp(name, gguf_name)))
+        f->error = error;
     files_list *list = status != IO_OK          ? NULL
                        : kind == IO_SAFETENSORS ? &f->safetensors
                        : kind == IO_GGUF        ? &f->gguf
@@ -151,9 +156,10 @@ static moe_status choose(const char *folder, io_kind kind, const char *name, fil
 
 static moe_status pick(const char *folder, found *f, files_list *list)
 {
-    const char *model = named(&f->safetensors, "model.safetensors");
-    const char *gguf = named(&f->gguf, "model.gguf");
+    const char *model = named(&f->safetensors, safetensors_name);
+    const char *gguf = named(&f->gguf, gguf_name);
     if (f->has_index) return choose(folder, IO_JSON, index_name, list);
+    if (f->error.status != IO_OK) return model_reader(&f->error);
     if (model && !gguf) return choose(folder, IO_SAFETENSORS, model, list);
     if (gguf && !model) return choose(folder, IO_GGUF, gguf, list);
     bool both = f->safetensors.count > 0 && f->gguf.count > 0;
@@ -165,8 +171,8 @@ static moe_status pick(const char *folder, found *f, files_list *list)
     if (both || (only->count > 1 && !are_parts(only)))
         return model_fail(MOE_E_MODEL, folder,
                           "more than one model (%zu safetensors and %zu GGUF files, none called "
-                          "model.safetensors or model.gguf): the file must be named",
-                          f->safetensors.count, f->gguf.count);
+                          "%s or %s): the file must be named",
+                          f->safetensors.count, f->gguf.count, safetensors_name, gguf_name);
     if (only == &f->gguf) return choose(folder, IO_GGUF, only->names[0], list);
     *list = *only;
     list->kind = IO_SAFETENSORS;

@@ -40,7 +40,7 @@ typedef enum family_norm {
 typedef enum family_activation {
     ACT_KEY,     /* as act_key says; gated by up */
     ACT_SWIGLU,  /* gpt-oss: swiglu_alpha, swiglu_limit */
-    ACT_LIMITED, /* as act_key says, gate and up limited by swiglu_limit before it */
+    ACT_LIMITED, /* as act_key says, gate and up limited by swiglu_limit (else 10) before it */
     ACT_NO_GATE  /* as act_key says, without a gate */
 } family_activation;
 
@@ -51,7 +51,8 @@ enum {
     FAMILY_NEEDS_ROUTER_BIAS = 1,
     FAMILY_NEEDS_SELECTION_BIAS = 2,
     FAMILY_NEEDS_EXPERT_BIAS = 4,
-    FAMILY_NEEDS_SHARED_GATE = 8
+    FAMILY_NEEDS_SHARED_GATE = 8, /* ... of a shared expert, which it needs too */
+    FAMILY_NEEDS_SHARED = 16
 };
 
 /* Stands for the configuration of gpt-oss' makers, which says of no model what it is. */
@@ -68,6 +69,7 @@ typedef struct family {
     const char *shared_key;   /* the shared expert's I, if a key says it ... */
     const char *shared_count; /* ... or how often it holds I_key */
     const char *act_key;      /* NULL: hidden_act */
+    moe_activation act;       /* if that is not there */
     family_activation activation;
     moe_router_score score;
     bool score_key; /* scoring_func, if it is there, says otherwise */
@@ -103,7 +105,7 @@ moe_status family_of_gguf(const gg_file *gguf, const char *path, family_rules *r
 moe_status family_gguf_layer(const gg_file *gguf, const char *path, const family_rules *rules,
                              int64_t layer, moe_layer_info *info);
 
-/* Shared by both: checks H, I, E, K, groups and scale of *rules. */
+/* Shared by both: checks H, I, E, K and groups of *rules. */
 moe_status family_check(const char *path, const family_rules *rules);
 
 /* The rows of the tables, for the message that names all that is known; NULL past the last. */

@@ -1,7 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* family_check.c - refuses rules that contradict themselves, wherever they come from. */
-#include <math.h>
-
 #include "io/family.h"
 #include "io/model_error.h"
 
@@ -31,8 +29,6 @@ moe_status family_check(const char *path, const family_rules *rules)
     const moe_layer_info *info = &rules->info;
     moe_status s = check_sizes(path, rules);
     if (s != MOE_OK || info->foreign_router) return s;
-    if (!isfinite(info->scale))
-        return model_fail(MOE_E_MODEL, path, "the factor of routing weights is not finite");
     int64_t n = info->n_group, kept = info->topk_group;
     if (n > 0 && (info->E % n != 0 || kept < 1 || kept > n || info->K > kept * (info->E / n)))
         return model_fail(MOE_E_MODEL, path,

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* family_config.c - from a config.json to the rules of a model.  Refuses families that no row of
  * family_table.c knows, and keys without a usable value. */
+#include <float.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -19,13 +21,14 @@ typedef struct reader {
 
 /* ---- keys ------------------------------------------------------------------------------------ */
 
-/* Whether `word`, n bytes long, is one of the list's. */
+/* Whether `word` is one of the list's: no empty one is, nor one with a space in it. */
 static bool listed(const char *list, const char *word)
 {
     size_t n = strlen(word);
+    if (n == 0 || strchr(word, ' ')) return false;
     for (const char *at = list; at && (at = strstr(at, word)); at += n) {
         bool starts = at == list || at[-1] == ' ';
-        if (n > 0 && starts && (at[n] == ' ' || at[n] == '\0')) return true;
+        if (starts && (at[n] == ' ' || at[n] == '\0')) return true;
     }
     return false;
 }
@@ -59,12 +62,15 @@ static moe_status number(const reader *r, const char *keys, int64_t most, int64_
     return MOE_OK;
 }
 
+/* A number that f32 can hold; absent: *value stays. */
 static moe_status real(const reader *r, const char *key, double *value)
 {
     char path[PATH_BYTES];
     key_path(r, key, path);
-    if (!cfg_has(r->config, path) || cfg_real(r->config, path, value)) return MOE_OK;
-    return model_fail(MOE_E_MODEL, r->path, "%s: must be a number", path);
+    if (!cfg_has(r->config, path)) return MOE_OK;
+    if (cfg_real(r->config, path, value) && fabs(*value) <= FLT_MAX) return MOE_OK;
+    return model_fail(MOE_E_MODEL, r->path, "%s: must be a number of at most %g", path,
+                      (double)FLT_MAX);
 }
 
 static moe_status boolean(const reader *r, const char *key, bool *value)
@@ -179,9 +185,9 @@ static moe_status sizes(const reader *r, family_rules *rules)
         if (rules->shared_I == INT64_MAX) rules->shared_I = -1;
     }
     if (s == MOE_OK && row->shared_count) {
-        int64_t count = 0;
+        int64_t count = INT64_MAX; /* likewise */
         s = number(r, row->shared_count, 1024, &count);
-        rules->shared_I = count * info->I;
+        rules->shared_I = count == INT64_MAX ? -1 : count * info->I;
     }
     char path[PATH_BYTES];
     key_path(r, "moe_latent_size", path);
@@ -200,12 +206,12 @@ static moe_status activation(const reader *r, family_rules *rules)
                                               MOE_RELU2};
     moe_layer_info *info = &rules->info;
     const family *row = r->row;
-    size_t word = 0;
-    double limit = row->activation == ACT_SWIGLU ? 7.0 : 0.0, alpha = 1.702;
+    size_t word = SIZE_MAX;
+    double limit = row->activation == ACT_SWIGLU ? 7.0 : 10.0, alpha = 1.702;
     moe_status s = choice(r, row->act_key ? row->act_key : "hidden_act", words,
                           sizeof words / sizeof words[0], &word);
     if (s != MOE_OK) return s;
-    info->activation = meanings[word];
+    info->activation = word == SIZE_MAX ? row->act : meanings[word];
     info->has_gate = row->activation != ACT_NO_GATE;
     if (row->activation != ACT_SWIGLU && row->activation != ACT_LIMITED) return MOE_OK;
     s = real(r, "swiglu_limit", &limit);
@@ -241,7 +247,7 @@ static moe_status groups(const reader *r, family_rules *rules)
 static moe_status topk_method(const reader *r, family_rules *rules)
 {
     static const char *const methods[] = {"noaux_tc", "greedy", "group_limited_greedy"};
-    size_t method = 0;
+    size_t method = r->row->score == MOE_SCORE_SOFTMAX ? 1 : 0; /* if it is not there */
     moe_layer_info *info = &rules->info;
     moe_status s = choice(r, "topk_method", methods, 3, &method);
     if (s != MOE_OK) return s;
@@ -277,7 +283,7 @@ static moe_status router(const reader *r, family_rules *rules)
     return MOE_OK;
 }
 
-/* Blocks of FP8 weights: [rows, columns]. */
+/* Blocks of FP8 weights: [rows, columns].  Those of MXFP8, [1, 32], are told by the scales. */
 static moe_status grid(const reader *r, family_rules *rules)
 {
     static const char *const paths[] = {"quantization_config.weight_block_size",
@@ -288,9 +294,9 @@ static moe_status grid(const reader *r, family_rules *rules)
         if (!cfg_has(r->config, paths[i])) continue;
         if (!cfg_array_integer(r->config, paths[i], 0, &rows) ||
             !cfg_array_integer(r->config, paths[i], 1, &columns) || rows < 1 || rows > INT32_MAX ||
-            columns != 128)
-            return model_fail(MOE_E_MODEL, r->path, "%s: must be [rows, 128]", paths[i]);
-        rules->grid_rows = rows;
+            (columns != 128 && (rows != 1 || columns != 32)))
+            return model_fail(MOE_E_MODEL, r->path, "%s: must be [rows, 128] or [1, 32]", paths[i]);
+        if (columns == 128) rules->grid_rows = rows;
     }
     return MOE_OK;
 }

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* family_gguf.c - the architectures of GGUF models, one row each, and from a file's keys to the rules
  * of a model.  Refuses architectures that no row knows. */
+#include <float.h>
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -74,7 +76,8 @@ static const architecture architectures[] = {
      .needs = FAMILY_NEEDS_SELECTION_BIAS},
     {.name = "granitemoe", .family = "granite-moe", .gating = GATING_TOPK_SOFTMAX},
     {.name = "granitehybrid", .family = "granite-moe", .gating = GATING_TOPK_SOFTMAX},
-    {.name = "llama4", .family = "llama4", .gating = GATING_SIGMOID, .scaling = MOE_INPUT_SCALE},
+    {.name = "llama4", .family = "llama4", .gating = GATING_SIGMOID, .scaling = MOE_INPUT_SCALE,
+     .needs = FAMILY_NEEDS_SHARED},
     {.name = "gemma4", .family = "gemma4-moe", .activation = MOE_GELU_TANH, .gating = GATING_SOFTMAX,
      .normalize = true, .foreign_router = "Gemma-4's norm of the router's input"},
     {.name = "nemotron_h_moe", .family = "nemotron3-moe", .activation = MOE_RELU2, .no_gate = true,
@@ -113,10 +116,13 @@ static moe_status number(reader *r, const char *name, int64_t most, int64_t *val
     return MOE_OK;
 }
 
+/* A number that f32 can hold; absent: *value stays. */
 static moe_status real(reader *r, const char *name, double *value)
 {
-    if (!gg_has(r->file, key(r, name)) || gg_real(r->file, r->key, value)) return MOE_OK;
-    return model_fail(MOE_E_MODEL, r->path, "%s: must be one finite number", r->key);
+    if (!gg_has(r->file, key(r, name))) return MOE_OK;
+    if (gg_real(r->file, r->key, value) && fabs(*value) <= FLT_MAX) return MOE_OK;
+    return model_fail(MOE_E_MODEL, r->path, "%s: must be one number of at most %g", r->key,
+                      (double)FLT_MAX);
 }
 
 static moe_status boolean(reader *r, const char *name, bool *value)
@@ -151,6 +157,7 @@ static moe_status sizes(reader *r, family_rules *rules)
 {
     moe_layer_info *info = &rules->info;
     int64_t predicting = 0; /* layers at the end that predict further tokens */
+    int64_t shared = 0;     /* shared experts, which are one tensor */
     rules->layers = info->H = info->E = info->K = -1;
     info->I = gg_has(r->file, key(r, "expert_feed_forward_length")) ? -1 : 0;
     moe_status s = number(r, "block_count", FAMILY_LAYERS_MOST, &rules->layers);
@@ -161,6 +168,8 @@ static moe_status sizes(reader *r, family_rules *rules)
                    INT32_MAX, &info->I);
     if (s == MOE_OK) s = number(r, "expert_count", FAMILY_EXPERTS_MOST, &info->E);
     if (s == MOE_OK) s = number(r, "expert_used_count", FAMILY_EXPERTS_MOST, &info->K);
+    if (s == MOE_OK) s = number(r, "expert_shared_count", FAMILY_EXPERTS_MOST, &shared);
+    if (shared > 0) rules->needs |= FAMILY_NEEDS_SHARED;
     rules->layers -= predicting;
     rules->shared_I = gg_has(r->file, key(r, "expert_shared_feed_forward_length")) ? 0 : -1;
     if (s == MOE_OK && rules->shared_I == 0)
@@ -226,6 +235,9 @@ static moe_status layer_limit(reader *r, const char *name, int64_t layer, double
     if (!gg_real(r->file, r->key, limit) && !gg_array_real(r->file, r->key, (size_t)layer, limit))
         return model_fail(MOE_E_MODEL, r->path, "%s: has no number for layer %lld", r->key,
                           (long long)layer);
+    if (*limit > FLT_MAX)
+        return model_fail(MOE_E_MODEL, r->path, "%s: %g: must be at most %g", r->key, *limit,
+                          (double)FLT_MAX);
     if (*limit < 0) *limit = 0;
     return MOE_OK;
 }

@@ -181,10 +181,11 @@ static const family families[] = {
     {.name = "gemma4-moe",
      .types = "gemma4_text gemma4 Gemma4ForCausalLM Gemma4ForConditionalGeneration",
      .layouts = {&gemma4}, .K_key = "top_k_experts", .act_key = "hidden_activation",
+     .act = MOE_GELU_TANH,
      .foreign_router = "Gemma-4's norm of the router's input"},
     {.name = "nemotron3-moe", .types = "nemotron_h NemotronHForCausalLM",
      .layouts = {&nemotron, &nemotron_fused}, .shared_key = "moe_shared_expert_intermediate_size",
-     .act_key = "mlp_hidden_act", .activation = ACT_NO_GATE, SIGMOID_WITH_BIAS, .scale = 1.0},
+     .act_key = "mlp_hidden_act", .act = MOE_RELU2, .activation = ACT_NO_GATE, SIGMOID_WITH_BIAS, .scale = 1.0},
 };
 /* clang-format on */
 

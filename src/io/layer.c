@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "io/layer_pieces.h"
 #include "io/model_error.h"
 
 /* ---- names ----------------------------------------------------------------------------------- */
@@ -194,6 +195,16 @@ static moe_status find_routed(const layer_place *place, layer_plan *plan)
     return MOE_OK;
 }
 
+/* There is no shared expert: unless there must be one, or a part of one is there. */
+static moe_status no_shared(const layer_search *first, const stems *n)
+{
+    const layer_place *place = first->place;
+    bool needed = place->rules->needs & (FAMILY_NEEDS_SHARED | FAMILY_NEEDS_SHARED_GATE);
+    if (!needed && !layer_has_weights(place, n->gate) && !layer_has_weights(place, n->down))
+        return MOE_OK;
+    return piece_missing(first, ".weight", 0);
+}
+
 static moe_status find_shared(const layer_place *place, layer_plan *plan)
 {
     const layout *l = place->layout;
@@ -212,7 +223,7 @@ static moe_status find_shared(const layer_place *place, layer_plan *plan)
         I = s == MOE_OK && found && t.rank > 0 ? t.shape[0] / (n.gate_up ? 2 : 1) : 0;
         if (s != MOE_OK || !found) {
             x->E = 0;
-            return s;
+            return s == MOE_OK ? no_shared(&search, &n) : s;
         }
         if (I < 1 || I > INT32_MAX)
             return layer_refuse(place, &t, "%lld rows are none of a shared expert", (long long)I);

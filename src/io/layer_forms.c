@@ -228,11 +228,12 @@ static moe_status four_bits(const looking *l)
         return group_scale(l, MOE_E8M0, 32, "mxfp4", l->m);
     if (l->scale.type != CK_E4M3) return refuse_type(l, &l->scale);
     s = group_scale(l, MOE_E4M3FN, 16, "nvfp4", l->m);
+    if (s != MOE_OK || !l->form->row_scale) return s;
     ck_tensor factor;
-    bool found = false;
-    if (s == MOE_OK && l->form->row_scale)
-        s = piece_find(f, l->form->row_scale, 0, &factor, &found);
-    if (s != MOE_OK || !found) return s;
+    bool found;
+    s = piece_find(f, l->form->row_scale, 0, &factor, &found);
+    if (s != MOE_OK) return s;
+    if (!found) return piece_missing(f, l->form->row_scale, 0);
     return row_factor(l, l->form->row_scale, &factor,
                       l->form->divisor ? LAYER_F32_RECIPROCAL : LAYER_COPY, &l->m->row_scale);
 }

@@ -41,8 +41,8 @@ static moe_status fill(moe_layer *layer, const layer_place *place, const layer_p
     layer->layers = place->rules->layers;
     snprintf(layer->family, sizeof layer->family, "%s", place->rules->family);
     moe_status s = origin_of(plan, false, &layer->origin);
-    if (s == MOE_OK) s = load_check_shapes(place, &plan->experts);
-    if (s == MOE_OK) s = load_check_shapes(place, &plan->shared);
+    if (s == MOE_OK) s = load_check_shapes(place, &plan->experts, &progress);
+    if (s == MOE_OK) s = load_check_shapes(place, &plan->shared, &progress);
     if (s == MOE_OK)
         s = load_experts(&plan->experts, context, options->packing, &progress, &layer->experts);
     if (s == MOE_OK && plan->shared.E > 0)

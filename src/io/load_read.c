@@ -212,12 +212,16 @@ static moe_status check_shape(const layer_place *place, const layer_shape *shape
                         (long long)shape->k);
 }
 
-moe_status load_check_shapes(const layer_place *place, const layer_experts *x)
+moe_status load_check_shapes(const layer_place *place, const layer_experts *x,
+                             load_progress *progress)
 {
     moe_status s = MOE_OK;
-    for (int i = 0; i < x->shape_count; i++)
-        for (size_t e = 0; s == MOE_OK && e < (size_t)x->E; e++)
-            s = check_shape(place, &x->shapes[i], e);
+    for (int i = 0; s == MOE_OK && i < x->shape_count; i++) {
+        const layer_shape *shape = &x->shapes[i];
+        for (size_t e = 0; s == MOE_OK && e < (size_t)x->E; e++) s = check_shape(place, shape, e);
+        if (s == MOE_OK)
+            s = load_advance(progress, shape->tensors[0].bytes * (shape->each ? (size_t)x->E : 1));
+    }
     return s;
 }
 

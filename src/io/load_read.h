@@ -30,7 +30,8 @@ moe_status load_experts(const layer_experts *x, moe_context *context, moe_packin
                         load_progress *progress, moe_experts **experts);
 
 /* Checks what packed integers say of their own shape. */
-moe_status load_check_shapes(const layer_place *place, const layer_experts *x);
+moe_status load_check_shapes(const layer_place *place, const layer_experts *x,
+                             load_progress *progress);
 
 /* Reads a vector into memory of its own, which the caller frees. */
 moe_status load_vector(const layer_vector *v, load_progress *progress, void **data);

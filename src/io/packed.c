@@ -20,8 +20,6 @@
 #include "io/packed_file.h"
 #include "sizes.h"
 
-#define PACKED_MAGIC "moepack\x1A"
-
 enum { PACKED_ORDER = 0x01020304, PACKED_VERSION = 1 };
 
 /* What an honest file stays far below, and what memory is taken for before its checksum is seen. */
@@ -31,7 +29,7 @@ enum { PACKED_ORDER = 0x01020304, PACKED_VERSION = 1 };
 /* The first 32 bytes are the same in every version, so that one that is not known is not taken for
  * damage. */
 typedef struct packed_head {
-    char magic[8];
+    char magic[PACKED_NAME];
     uint32_t order, version, layout, canon;
     uint64_t kind_hash; /* of the above */
     uint64_t file_bytes, about_bytes, payload_at, payload_bytes;

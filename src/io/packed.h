@@ -16,7 +16,10 @@
 
 #include "io/safetensors.h"
 
+#define PACKED_MAGIC "moepack\x1A" /* the file's first bytes */
+
 enum {
+    PACKED_NAME = 8, /* bytes of PACKED_MAGIC */
     PACKED_HEAD = 96,
     PACKED_ALIGN = 4096,
     PACKED_CHUNK = 1 << 20,

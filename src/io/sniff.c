@@ -8,6 +8,7 @@
 #include <sys/stat.h>
 
 #include "io/file.h"
+#include "io/packed.h"
 
 enum { HEAD = 64, BRACE_AT = 8 };
 
@@ -28,6 +29,7 @@ static bool is_json(const unsigned char *head, size_t n)
 static io_kind kind_of(const unsigned char *head, size_t n)
 {
     if (n >= 4 && (!memcmp(head, "GGUF", 4) || !memcmp(head, "FUGG", 4))) return IO_GGUF;
+    if (n >= PACKED_NAME && !memcmp(head, PACKED_MAGIC, PACKED_NAME)) return IO_PACKED;
     if (is_json(head, n)) return IO_JSON;
     return n > BRACE_AT && head[BRACE_AT] == '{' ? IO_SAFETENSORS : IO_NEITHER;
 }

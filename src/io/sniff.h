@@ -10,7 +10,8 @@ typedef enum io_kind {
     IO_DIRECTORY,
     IO_JSON,        /* a text that starts with {: an index if it is anything read here */
     IO_SAFETENSORS, /* the header starts where a safetensors file has it */
-    IO_GGUF         /* of either byte order: the reader says which it does not take */
+    IO_GGUF,        /* of either byte order: the reader says which it does not take */
+    IO_PACKED       /* a packed layer */
 } io_kind;
 
 /* A guess from the first bytes: whoever reads the file checks the rest, and says what is wrong with

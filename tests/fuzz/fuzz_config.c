@@ -3,7 +3,9 @@
  *
  * Checks that a refusal has a one-line message, and everything else against jansson: what it takes is
  * taken, what it refuses is refused, and every value that a path leads to is the same, but where the
- * head of the reader says that it differs. */
+ * head of the reader says that it differs.  And that the text gives rules of a model that can be, or a
+ * one-line message. */
+#include <math.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -11,7 +13,7 @@
 
 #include <jansson.h>
 
-#include "io/config.h"
+#include "io/family.h"
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 
@@ -107,6 +109,24 @@ static void check_object(const cfg_file *config, char *path, const json_t *objec
     }
 }
 
+static void check_rules(const cfg_file *config)
+{
+    family_rules rules;
+    const moe_layer_info *i = &rules.info;
+    moe_status status = family_of_config(config, "(memory)", &rules);
+    if (status != MOE_OK) {
+        const char *message = moe_io_last_error();
+        require(status == MOE_E_MODEL && !strchr(message, '\n'));
+        require(strncmp(message, "(memory): ", 10) == 0);
+        return;
+    }
+    require(rules.family && rules.layouts[0] && rules.layers > 0 && rules.grid_rows > 0);
+    require(i->H > 0 && i->I > 0 && i->K > 0 && i->K <= i->E && rules.shared_I >= -1);
+    require(isfinite(i->scale) && isfinite(i->gate_clamp_upper_limit.value));
+    if (i->n_group > 0 && !i->foreign_router)
+        require(i->E % i->n_group == 0 && i->K <= i->topk_group * (i->E / i->n_group));
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
     cfg_file *config;
@@ -121,6 +141,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
         require(wanted || python || json_error_code(&other) == json_error_numeric_overflow);
         char path[PATH_ROOM] = "";
         if (wanted) check_object(config, path, wanted);
+        check_rules(config);
         cfg_close(config);
     } else {
         require(status == IO_E_FORMAT && error.status == status && !config);

@@ -3,7 +3,8 @@
  *
  * Checks that a refusal has a one-line message, that accepted tensors lie inside the file and in no
  * other's bytes, that keys have one kind of value each, and that a file on the disk, which is read a
- * window at a time, is judged as the same bytes in memory are. */
+ * window at a time, is judged as the same bytes in memory are.  What is a model is described, loaded
+ * and run. */
 #define _GNU_SOURCE
 #include <math.h>
 #include <stdint.h>
@@ -12,6 +13,8 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
+
+#include <moe_tkg_io.h>
 
 #include "io/gguf.h"
 
@@ -70,6 +73,43 @@ static void check_keys(const gg_file *file)
     }
 }
 
+enum { H_MOST = 4096 };
+
+static void run_layer(const moe_layer *layer, const moe_layer_info *info)
+{
+    static float x[H_MOST], y[H_MOST];
+    moe_block_args args;
+    require(info->H <= H_MOST && moe_layer_args(layer, &args) == MOE_OK);
+    moe_tensor hidden = moe_tensor_2d(x, MOE_F32, 1, info->H);
+    for (int64_t h = 0; h < info->H; h++) x[h] = (float)(h % 7 - 3);
+    args.experts.hidden_input = &hidden;
+    moe_status s = moe_block(NULL, &args, y, sizeof y);
+    require(s == MOE_OK || info->foreign_router != NULL);
+}
+
+static void check_model(const char *path)
+{
+    moe_model *model;
+    moe_model_info about = {.struct_size = sizeof about};
+    moe_status s = moe_model_open(path, NULL, &model);
+    require(s == MOE_OK || s == MOE_E_MODEL);
+    if (s != MOE_OK) require(!strchr(moe_io_last_error(), '\n'));
+    if (s != MOE_OK) return;
+    require(moe_model_describe(model, &about) == MOE_OK && about.moe_layers > 0);
+    for (int64_t i = 0; i < about.moe_layers && i < 3; i++) {
+        moe_layer_info info = {.struct_size = sizeof info};
+        moe_layer *layer;
+        s = moe_model_layer(model, i, &info);
+        require(s == MOE_OK || s == MOE_E_MODEL);
+        if (s != MOE_OK) continue;
+        require(info.H > 0 && info.I > 0 && info.K > 0 && info.K <= info.E && info.bytes > 0);
+        require(moe_model_load(model, info.layer, NULL, NULL, &layer) == MOE_OK);
+        run_layer(layer, &info);
+        require(moe_layer_free(layer) == MOE_OK);
+    }
+    moe_model_close(model);
+}
+
 /* The same bytes in a file. */
 static void check_on_disk(const uint8_t *data, size_t size, io_status wanted, const char *message)
 {
@@ -87,6 +127,7 @@ static void check_on_disk(const uint8_t *data, size_t size, io_status wanted, co
     require(status == wanted);
     if (status != IO_OK) require(!strcmp(error.text + strlen(path), message));
     gg_close(file);
+    if (status == IO_OK) check_model(path);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
