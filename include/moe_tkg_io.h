@@ -123,8 +123,9 @@ static inline moe_load_options moe_load_options_init(void)
 MOE_API moe_status moe_model_load(const moe_model *model, int64_t layer, moe_context *context,
                                   const moe_load_options *options, moe_layer **loaded);
 
-/* Frees.  MOE_E_BUSY while a call uses its experts or its shared expert: what no call used may be freed
- * by then, and all that can be done with the layer is to free it again.  NULL is fine. */
+/* Frees.  MOE_E_BUSY, and nothing happens, while moe_block or a call of its routed experts runs on it
+ * (while one of its shared expert's alone runs: all that can be done with it is to free it again).
+ * NULL is fine. */
 MOE_API moe_status moe_layer_free(moe_layer *layer);
 
 /* *args = all that the layer says: experts, activation, limits, router (unless foreign), shared

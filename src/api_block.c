@@ -114,9 +114,10 @@ static moe_status enter(const moe_block_args *args, const moe_experts **experts)
     return MOE_OK;
 }
 
+/* In the order opposite to entering, so that whoever could destroy the first can destroy both. */
 static void leave(const moe_experts *const *experts)
 {
-    for (size_t i = 0; i < 2; i++)
+    for (size_t i = 2; i-- > 0;)
         if (experts[i] != NULL) experts_leave(experts[i]);
 }
 

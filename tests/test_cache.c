@@ -382,7 +382,7 @@ static void what_is_no_cache(void **state)
     const char *at = in_folder("odd");
     refuses_to_open(in_folder("nowhere"), MOE_E_OPEN, "nowhere");
     run("mkdir %s", at);
-    refuses_to_open(at, MOE_E_MODEL, "odd");
+    refuses_to_open(at, MOE_E_OPEN, "odd");
     run("mkdir %s/layer-1.moe", at);
     refuses_to_open(at, MOE_E_OPEN, "is no regular file");
     run("rmdir %s/layer-1.moe", at);

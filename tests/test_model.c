@@ -290,7 +290,7 @@ static void shared_expert_that_lacks(void **state)
                                         L "mlp.shared_experts.down_proj.weight BF16 H,S",
                                         NULL};
     static const char config[] =
-        "{\"model_type\": \"deepseek_v3\", \"num_hidden_layers\": 1, \"hidden_size\": 160, "
+        "{\"model_type\": \"deepseek_v3\", \"num_hidden_layers\": 1, \"n_group\": 1, \"topk_group\": 1, \"hidden_size\": 160, "
         "\"num_experts_per_tok\": 2, \"moe_intermediate_size\": 96, \"n_routed_experts\": 3}";
     char from[PATH];
     moe_layer_info info = {.struct_size = sizeof info};
@@ -329,9 +329,9 @@ static void directories(void **state)
     snprintf(gguf, sizeof gguf, "%.400s/model.gguf", fixture("gguf_glm4moe_bf16"));
     unlink(in_folder("model.safetensors"));
     unlink(in_folder("config.json"));
-    refused(moe_model_open(folder, NULL, &model), MOE_E_MODEL, "no model: looked for");
+    refused(moe_model_open(folder, NULL, &model), MOE_E_OPEN, "no model: looked for");
     assert_int_equal(symlink("nowhere", in_folder("some")), 0);
-    refused(moe_model_open(folder, NULL, &model), MOE_E_MODEL, "no model: looked for");
+    refused(moe_model_open(folder, NULL, &model), MOE_E_OPEN, "no model: looked for");
     unlink(in_folder("some"));
     assert_int_equal(symlink("nowhere", in_folder("model.safetensors")), 0);
     refused(moe_model_open(folder, NULL, &model), MOE_E_OPEN,

@@ -186,7 +186,8 @@ static const checkpoint_case cases[] = {
      .foreign = "group_limited_greedy",
      .lines = {PROJECTIONS(L "mlp.", "BF16"), SHARED(L "mlp.shared_experts.", "I")}},
     {.family = "deepseek-v3",
-     .config = "{\"model_type\": \"deepseek_v3\", " SIZES DEEPSEEK "}",
+     .config =
+         "{\"model_type\": \"deepseek_v3\", \"n_group\": 1, \"topk_group\": 1, " SIZES DEEPSEEK "}",
      .format = "bf16",
      .shared_format = "bf16",
      .shared_I = FILES_I,

@@ -164,8 +164,8 @@ static moe_status pick(const char *folder, found *f, files_list *list)
     if (gguf && !model) return choose(folder, IO_GGUF, gguf, list);
     bool both = f->safetensors.count > 0 && f->gguf.count > 0;
     if (f->safetensors.count == 0 && f->gguf.count == 0)
-        return model_fail(MOE_E_MODEL, folder,
-                          "no model: looked for %s, safetensors and GGUF files", index_name);
+        return model_fail(MOE_E_OPEN, folder, "no model: looked for %s, safetensors and GGUF files",
+                          index_name);
     files_list *only = f->gguf.count > 0 ? &f->gguf : &f->safetensors;
     qsort(only->names, only->count, sizeof *only->names, compare_names);
     if (both || (only->count > 1 && !are_parts(only)))

@@ -77,7 +77,8 @@ typedef struct family {
     family_norm norm;
     double epsilon; /* of the normalisation */
     double scale;   /* routed_scaling_factor if it is not there; 0: there is no such key */
-    bool groups;    /* n_group, topk_group */
+    bool groups;    /* n_group, topk_group; where they are not there: */
+    int16_t n_group, topk_group;
     moe_affinity_scale scaling; /* MOE_NO_SCALE: MOE_POST_SCALE */
     const char *foreign_router;
 } family;

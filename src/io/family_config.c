@@ -233,7 +233,7 @@ static moe_status activation(const reader *r, family_rules *rules)
 static moe_status groups(const reader *r, family_rules *rules)
 {
     moe_layer_info *info = &rules->info;
-    int64_t n = 0, kept = 0;
+    int64_t n = r->row->n_group, kept = r->row->topk_group;
     moe_status s = MOE_OK;
     if (r->row->groups) s = number(r, "n_group", FAMILY_EXPERTS_MOST, &n);
     if (s == MOE_OK && r->row->groups) s = number(r, "topk_group", FAMILY_EXPERTS_MOST, &kept);

@@ -151,7 +151,7 @@ static const family families[] = {
      .groups = true},
     {.name = "deepseek-v3", .types = "deepseek_v3 DeepseekV3ForCausalLM deepseek_v32 DeepseekV32ForCausalLM",
      .layouts = {&deepseek, &deepseek_fused}, .shared_count = "n_shared_experts",
-     SIGMOID_WITH_BIAS, .scale = 2.5},
+     SIGMOID_WITH_BIAS, .n_group = 8, .topk_group = 4, .scale = 2.5},
     {.name = "kimi-k2", .types = "kimi_k2 KimiK2ForCausalLM",
      .layouts = {&deepseek, &deepseek_fused}, .shared_count = "n_shared_experts",
      SIGMOID_WITH_BIAS, .scale = 2.5},
