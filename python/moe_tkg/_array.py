@@ -82,32 +82,39 @@ class Tensor:
 
 
 class View:
-    """Where an array lies: ``address``, ``dtype`` (0: of no type that has a number), ``itemsize``, ``shape``, ``strides``
-    in bytes.  ``owner`` keeps the memory.  ``torch``: it is a tensor of PyTorch."""
+    """Where an array lies.
 
-    __slots__ = ("address", "dtype", "layout", "itemsize", "shape", "strides", "owner", "torch", "said")
+    ``dtype``: 0 where it is of no type that has a number; ``said``: the array's own.  ``strides`` are in bytes.  ``dense``:
+    in the order of its shape, without gaps.  ``owner`` keeps the memory.  ``torch``: it is a tensor of PyTorch.
+    """
 
-    def contiguous(self) -> bool:
-        want = self.itemsize
-        if 0 in self.shape:
-            return True
-        for size, stride in zip(reversed(self.shape), reversed(self.strides)):
-            if size != 1 and stride != want:
-                return False
-            want *= size
-        return True
+    __slots__ = ("address", "dtype", "said", "layout", "itemsize", "shape", "strides", "dense", "owner", "torch")
+
+    def __init__(self, owner, address, dtype, said, itemsize, shape, strides, dense, torch=False):
+        self.owner = owner
+        self.address = address
+        self.dtype = dtype
+        self.said = said
+        self.layout = 0
+        self.itemsize = itemsize
+        self.shape = shape
+        self.strides = strides
+        self.dense = dense
+        self.torch = torch
 
 
-def _numpy_view(name: str, x: np.ndarray) -> View:
-    v = View()
-    v.address = x.__array_interface__["data"][0]
-    v.dtype = _NUMPY.get(x.dtype, DType.NONE)
-    v.itemsize = x.itemsize
-    v.shape = x.shape
-    v.strides = x.strides
-    v.said = str(x.dtype)
-    v.torch = False
-    return v
+def _numpy_view(x: np.ndarray) -> View:
+    dtype = x.dtype
+    return View(
+        x,
+        x.__array_interface__["data"][0],
+        _NUMPY.get(dtype, 0),
+        dtype,
+        x.itemsize,
+        x.shape,
+        x.strides,
+        x.flags.c_contiguous,
+    )
 
 
 _torch_dtypes: dict[Any, DType] = {}
@@ -144,19 +151,22 @@ def not_here(name: str, device: Any) -> Exception:
 
 
 def _torch_view(name: str, x: Any, torch: Any) -> View:
-    if x.device.type != "cpu":
+    if not x.is_cpu:
         raise not_here(name, x.device)
     if x.layout != torch.strided:
         raise error(Status.LAYOUT, f"{name}: has layout {x.layout}: must be torch.strided")
-    v = View()
-    v.address = x.data_ptr()
-    v.dtype = torch_dtypes(torch).get(x.dtype, DType.NONE)
-    v.itemsize = x.element_size()
-    v.shape = tuple(x.shape)
-    v.strides = tuple(s * v.itemsize for s in x.stride())
-    v.said = str(x.dtype)
-    v.torch = True
-    return v
+    dtype, size = x.dtype, x.element_size()
+    return View(
+        x,
+        x.data_ptr(),
+        (_torch_dtypes or torch_dtypes(torch)).get(dtype, 0),
+        dtype,
+        size,
+        tuple(x.shape),
+        tuple([s * size for s in x.stride()]),
+        x.is_contiguous(),
+        True,
+    )
 
 
 class _DLTensor(Structure):
@@ -186,23 +196,22 @@ def _dlpack_view(name: str, x: Any) -> View:
         raise not_here(name, f"{int(device[0])}:{device[1]} of DLPack")
     capsule = x.__dlpack__()  # frees what it points to when it is freed itself
     t = _DLTensor.from_address(_capsule_pointer(capsule, b"dltensor"))
-    v = View()
-    v.address = (t.data or 0) + t.byte_offset
-    v.dtype = _DLPACK.get((t.code, t.bits), DType.NONE) if t.lanes == 1 else DType.NONE
-    v.itemsize = (t.bits * t.lanes + 7) // 8
-    v.said = f"DLPack type {t.code} of {t.bits} bits, {t.lanes} lanes"
-    v.shape = tuple(t.shape[i] for i in range(t.ndim))
-    if t.strides:
-        v.strides = tuple(t.strides[i] * v.itemsize for i in range(t.ndim))
-    else:
-        strides, step = [], v.itemsize
-        for size in reversed(v.shape):
-            strides.append(step)
-            step *= size
-        v.strides = tuple(reversed(strides))
-    v.owner = capsule
-    v.torch = False
-    return v
+    size = (t.bits * t.lanes + 7) // 8
+    shape = tuple(t.shape[: t.ndim])
+    dense = _dense_strides(shape, size)
+    strides = tuple(s * size for s in t.strides[: t.ndim]) if t.strides else dense
+    same = all(n == 1 or s == d for n, s, d in zip(shape, strides, dense)) or 0 in shape
+    dtype = _DLPACK.get((t.code, t.bits), 0) if t.lanes == 1 else 0
+    said = f"DLPack's type {t.code} of {t.bits} bits in {t.lanes} lanes"
+    return View(capsule, (t.data or 0) + t.byte_offset, dtype, said, size, shape, strides, same)
+
+
+def _dense_strides(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    strides = []
+    for n in reversed(shape):
+        strides.append(size)
+        size *= n
+    return tuple(reversed(strides))
 
 
 def _as(name: str, v: View, dtype: DType) -> None:
@@ -223,15 +232,13 @@ def _as(name: str, v: View, dtype: DType) -> None:
 
 def view(name: str, x: Any, dtype: DType | None = None) -> View:
     """Where x lies; read as dtype, if that is given and x is not of a type that has a number of its own."""
-    layout = Layout.HBM
+    layout = 0
     if type(x) is Tensor:
         dtype, layout, x = x.dtype or dtype, x.layout, x.data
     if isinstance(x, np.ndarray):
-        v = _numpy_view(name, x)
-        v.owner = x
+        v = _numpy_view(x)
     elif (torch := sys.modules.get("torch")) is not None and isinstance(x, torch.Tensor):
         v = _torch_view(name, x, torch)
-        v.owner = x
     elif hasattr(x, "__dlpack__"):
         v = _dlpack_view(name, x)
     else:
@@ -239,22 +246,29 @@ def view(name: str, x: Any, dtype: DType | None = None) -> View:
             Status.NULL_ARG,
             f"{name}: is a {type(x).__name__}: must be a NumPy array, a PyTorch tensor, or have __dlpack__",
         )
-    v.layout = layout
-    if dtype is not None and dtype != v.dtype:
+    if layout:
+        v.layout = layout
+    if dtype and dtype != v.dtype:
         _as(name, v, dtype)
+    return v
+
+
+def dense(name: str, x: Any, dtype: DType | None = None) -> View:
+    """The same of an array that must have a type with a number, and be in the order of its shape."""
+    v = view(name, x, dtype)
+    if not v.dtype:
+        raise error(Status.DTYPE, f"{name}: has elements of {v.said}: say what they are by moe_tkg.Tensor(array, dtype=...)")
+    if not v.dense:
+        raise error(
+            Status.LAYOUT,
+            f"{name}: is not contiguous: shape {list(v.shape)}, strides {list(v.strides)} bytes: copy it first",
+        )
     return v
 
 
 def tensor(name: str, x: Any, dtype: DType | None = None) -> tuple[_abi.Tensor, View]:
     """x as a moe_tensor, and what keeps its memory.  x is dense, in the order of its shape."""
-    v = view(name, x, dtype)
-    if v.dtype == DType.NONE:
-        raise error(Status.DTYPE, f"{name}: has elements of {v.said}: say what they are by moe_tkg.Tensor(array, dtype=...)")
-    if not v.contiguous():
-        raise error(
-            Status.LAYOUT,
-            f"{name}: is not contiguous: shape {list(v.shape)}, strides {list(v.strides)} bytes: copy it first",
-        )
+    v = dense(name, x, dtype)
     rank = len(v.shape)
     if rank > _abi.MAX_RANK:
         raise error(Status.DIM, f"{name}: has {rank} dimensions: must be at most {_abi.MAX_RANK}")
@@ -273,7 +287,7 @@ def empty(like_torch: bool, dtype: int, shape: tuple[int, ...]) -> Any:
 
 def writable(name: str, out: Any) -> View:
     """Where a result goes: dense, and not read-only."""
-    t, v = tensor(name, out)
+    v = dense(name, out)
     if isinstance(v.owner, np.ndarray) and not v.owner.flags.writeable:
         raise error(Status.VALUE, f"{name}: is read-only")
     return v

@@ -7,12 +7,12 @@ from ctypes import addressof, byref, c_void_p
 from typing import Any, NamedTuple
 
 from . import _abi
-from ._abi import DType, Packing, Status, lib, sized
-from ._array import DTYPE_NAME, DTYPE_SIZE, tensor, view
+from ._abi import AffinityScale, Packing, Status, lib, sized
+from ._array import DTYPE_NAME, DTYPE_SIZE, dense
 from ._context import Context
 from ._errors import check, error
 from ._matrix import matrices
-from ._operator import address_of, destination, enumerator, output_type, settings
+from ._operator import address_of, destination, enumerator, settings, tensors
 
 
 class ExpertsInfo(NamedTuple):
@@ -115,20 +115,18 @@ class Experts:
     ) -> Experts:
         """Packs the operator's tensors, in the shapes of ``moe_tkg.moe_tkg``; a call with them gives the same bits."""
         args = sized(_abi.ExpertsArgs)
-        keep = []
-        for name, value, dtype in (
-            ("expert_gate_up_weights", expert_gate_up_weights, None),
-            ("expert_down_weights", expert_down_weights, None),
-            ("expert_gate_up_bias", expert_gate_up_bias, None),
-            ("expert_down_bias", expert_down_bias, None),
-            ("expert_gate_up_weights_scale", expert_gate_up_weights_scale, DType.E8M0),
-            ("expert_down_weights_scale", expert_down_weights_scale, DType.E8M0),
-        ):
-            if value is not None:
-                described = tensor(name, value, dtype)
-                keep.append(described)
-                setattr(args, name, addressof(described[0]))
-        return cls._create(args, packing, context)
+        keep = tensors(
+            args,
+            expert_gate_up_weights=expert_gate_up_weights,
+            expert_down_weights=expert_down_weights,
+            expert_gate_up_bias=expert_gate_up_bias,
+            expert_down_bias=expert_down_bias,
+            expert_gate_up_weights_scale=expert_gate_up_weights_scale,
+            expert_down_weights_scale=expert_down_weights_scale,
+        )
+        packed = cls._create(args, packing, context)
+        del keep
+        return packed
 
     @property
     def info(self) -> ExpertsInfo:
@@ -204,17 +202,23 @@ class Call:
 
     __slots__ = ("experts", "H", "_templates", "_free", "_output_dtype")
 
-    def __init__(
-        self, experts: Experts, *, expert_affinities_scaling_mode: Any = "post_scale", output_dtype: Any = None, **given: Any
-    ):
-        self.experts = experts
-        self.H = experts.info.H
+    def __init__(self, experts: Experts, *, expert_affinities_scaling_mode: str | int = "post_scale", **given: Any):
         args = sized(_abi.TkgArgs, experts=experts.address)
-        settings(args, given)
-        self._output_dtype = 0 if output_dtype is None else output_type(output_dtype)
-        plain = bytes(args)
-        settings(args, {"expert_affinities_scaling_mode": expert_affinities_scaling_mode})
-        self._templates = plain, bytes(args)
+        settings(args, expert_affinities_scaling_mode=expert_affinities_scaling_mode, **given)
+        self._settle(experts, args)
+
+    @classmethod
+    def _of(cls, experts: Experts, args: _abi.TkgArgs) -> Call:
+        self = object.__new__(cls)
+        self._settle(experts, args)
+        return self
+
+    def _settle(self, experts: Experts, args: _abi.TkgArgs) -> None:
+        self.experts, self.H = experts, experts.info.H
+        self._output_dtype = args.output_dtype
+        weighted = bytes(args)
+        args.expert_affinities_scaling_mode = AffinityScale.NO_SCALE
+        self._templates = bytes(args), weighted
         self._free: tuple[list[_Slot], list[_Slot]] = [], []  # a list's pop and append need no lock
 
     def __call__(self, hidden: Any, index: Any, weights: Any = None, *, out: Any = None, context: Context | None = None) -> Any:
@@ -227,10 +231,8 @@ class Call:
 
         Raises MoeTypeError, MoeValueError.
         """
-        h = view("hidden", hidden)
-        i = view("index", index)
-        if not h.contiguous() or not i.contiguous():
-            tensor("hidden", hidden), tensor("index", index)  # says what is wrong
+        h = dense("hidden", hidden)
+        i = dense("index", index)
         shape = h.shape
         if len(shape) < 2 or shape[-1] != self.H:
             raise error(Status.SHAPE, f"hidden: has shape {list(shape)}: must be [T, {self.H}]")
@@ -241,7 +243,7 @@ class Call:
             T *= n
         w_address = w_dtype = 0
         if weights is not None:
-            w = tensor("weights", weights)[1]
+            w = dense("weights", weights)
             if w.shape != i.shape:
                 raise error(Status.SHAPE, f"weights: has shape {list(w.shape)}: must be that of index, {list(i.shape)}")
             w_address, w_dtype = w.address, w.dtype
