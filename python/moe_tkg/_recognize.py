@@ -152,14 +152,20 @@ _GATES = {
 }
 
 
+def _home(thing: Any) -> str:
+    return f"{thing.__module__}.{thing.__qualname__}".removeprefix("transformers.")
+
+
 def gate(module: nn.Module, I: int) -> Gate:  # noqa: E741
     """What happens between the two products of experts that follow transformers' interface."""
     if getattr(module, "has_post_expert_norm", False):
         raise NotRecognized("it normalises what each expert gives")
+    if _home(type(module)) == "models.llama4.modeling_llama4.Llama4TextExperts":  # has its gate in its forward
+        return Gate(activation(module.act_fn))
     if getattr(module, "has_gate", True):
         function = module._apply_gate
         function = getattr(function, "__func__", function)
-        name = f"{function.__module__}.{function.__qualname__}".removeprefix("transformers.")
+        name = _home(function)
         known = _GATES.get(name)
         if known is None:
             raise NotRecognized(f"its gate is {name}")

@@ -28,7 +28,7 @@ class Source:
     def __init__(self, module: nn.Module):
         self.gated = bool(getattr(module, "has_gate", True))
         self.first = "gate_up_proj" if self.gated else "up_proj"
-        self.transposed = bool(getattr(module, "is_transposed", False))
+        self.transposed = bool(getattr(module, "is_transposed", type(module).__name__ == "Llama4TextExperts"))
         weights = [self.first, "down_proj"]
         if f"{self.first}_blocks" in module._parameters:
             self.kind = "mxfp4"
