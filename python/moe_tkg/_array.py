@@ -232,9 +232,9 @@ def _as(name: str, v: View, dtype: DType) -> None:
 
 def view(name: str, x: Any, dtype: DType | None = None) -> View:
     """Where x lies; read as dtype, if that is given and x is not of a type that has a number of its own."""
-    layout = 0
+    layout = said = 0
     if type(x) is Tensor:
-        dtype, layout, x = x.dtype or dtype, x.layout, x.data
+        said, layout, x = x.dtype, x.layout, x.data
     if isinstance(x, np.ndarray):
         v = _numpy_view(x)
     elif (torch := sys.modules.get("torch")) is not None and isinstance(x, torch.Tensor):
@@ -248,7 +248,10 @@ def view(name: str, x: Any, dtype: DType | None = None) -> View:
         )
     if layout:
         v.layout = layout
-    if dtype and dtype != v.dtype:
+    if said:
+        if said != v.dtype:
+            _as(name, v, said)
+    elif dtype and not v.dtype:
         _as(name, v, dtype)
     return v
 

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import os
 from ctypes import addressof, byref, c_void_p
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 from . import _abi
 from ._abi import AffinityScale, Packing, Status, lib, sized
@@ -13,6 +16,7 @@ from ._context import Context
 from ._errors import check, error
 from ._matrix import matrices
 from ._operator import address_of, destination, enumerator, settings, tensors
+from ._quantize import requantized
 
 
 class ExpertsInfo(NamedTuple):
@@ -82,19 +86,47 @@ class Experts:
         format: str | None = None,
         down_format: str | None = None,
         block: tuple[int, int] = (128, 128),
+        requantize: str | None = None,
         packing: str | int = "plain",
         context: Context | None = None,
     ) -> Experts:
+        """Packs the experts of a layer, with E experts, from arrays as models and checkpoints hold them.
+
+        gate_up     [E, 2 I, H], gate first; is_concatenated=False: gate and up in turns; is_transposed: [E, H, 2 I]
+        gate, up    [E, I, H] ([E, H, I]) in place of gate_up; without gate: experts that have none
+        down        [E, H, I] ([E, I, H])
+
+        Each may be a list of E arrays, and have any strides.  bf16, f16, f32, e4m3fn by their types, and in bytes (uint8),
+        of which format (down_format, where down's is another) says what they are:
+
+        "mxfp4"     k / 2 bytes a row, the first of a pair in the low 4 bits; scale e8m0 or uint8 [E, rows, k / 32].
+                    Blocks and scales as gpt-oss has them, [E, rows, k / 32, 16], are taken too
+        "nvfp4"     the same bytes; scale e4m3fn or uint8 [E, rows, k / 16], row_scale f32 [E] or [E, rows]
+        "int4"      k / 2 bytes a row of c + 8; scale bf16 or f16 [E, rows, k / 32], / 64 or / 128
+        "fp8"       e4m3fn; scale [E], [E, rows], or of blocks of rows and columns, whose size block says; uint8
+                    [E, rows, k / 32]: MXFP8
+        "e4m3_ieee"
+        "q8_0", "q4_0", "q4_k", "q5_k", "q6_k", "ggml_mxfp4", "ggml_nvfp4"   the blocks of GGUF
+
+        bias        gate_up_bias [E, 2 I] (in turns where gate_up is), gate_bias, up_bias [E, I], down_bias [E, H]
+        requantize  "mxfp4": bf16, f16, f32 to MXFP4 (``quantize_mxfp4``); "fp8": to e4m3fn with a scale for each row
+        packing     "lossless": bf16 in about 12 bits a weight, with the same results
+        context     the threads to pack on, and after which the panels are laid out
+
+        The arrays may be freed or changed afterwards: the packed experts do not follow.
+
+        Raises MoeTypeError, MoeValueError, MoeMemoryError.
+        """
+        weights = {"gate_up": gate_up, "gate": gate, "up": up, "down": down}
+        scales = {"gate_up": gate_up_scale, "gate": gate_scale, "up": up_scale, "down": down_scale}
+        row_scales = {"gate_up": gate_up_row_scale, "gate": gate_row_scale, "up": up_row_scale, "down": down_row_scale}
+        biases = {"gate_up": gate_up_bias, "gate": gate_bias, "up": up_bias, "down": down_bias}
+        down_format = down_format or format
+        if requantize is not None:
+            format = down_format = requantized(weights, scales, is_transposed, requantize)
+            is_transposed = False
         args, keep = matrices(
-            {"gate_up": gate_up, "gate": gate, "up": up, "down": down},
-            {"gate_up": gate_up_scale, "gate": gate_scale, "up": up_scale, "down": down_scale},
-            {"gate_up": gate_up_row_scale, "gate": gate_row_scale, "up": up_row_scale, "down": down_row_scale},
-            {"gate_up": gate_up_bias, "gate": gate_bias, "up": up_bias, "down": down_bias},
-            is_transposed,
-            is_concatenated,
-            format,
-            down_format or format,
-            block,
+            weights, scales, row_scales, biases, is_transposed, is_concatenated, format, down_format, block
         )
         packed = cls._create(args, packing, context)
         del keep
@@ -127,6 +159,47 @@ class Experts:
         packed = cls._create(args, packing, context)
         del keep
         return packed
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes an image of them, complete or not at all, that only this version of the library reads: ``load``."""
+        path = os.fspath(path)
+        new = f"{path}.{os.getpid()}.new"
+        try:
+            with open(new, "wb") as file:
+
+                def write(piece: memoryview) -> None:
+                    if file.write(piece) != len(piece):
+                        raise OSError(f"{path}: came up short")
+
+                callback, finish = _pieces(_abi.WRITE, Status.WRITE, write)
+                finish(lib.moe_experts_write(self.address, callback, None))
+            os.replace(new, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(new)
+            raise
+
+    @classmethod
+    def load(cls, path: str | os.PathLike, *, context: Context | None = None) -> Experts:
+        """Reads what ``save`` wrote.
+
+        Nothing in the file is believed before it was checked: MoeValueError, with status FORMAT where it is damaged and
+        STALE where another version wrote it.  OSError: it cannot be read.
+        """
+        handle = c_void_p()
+        with open(path, "rb", buffering=0) as file:
+
+            def read(piece: memoryview) -> None:
+                while len(piece) > 0:
+                    n = file.readinto(piece)
+                    if not n:
+                        raise OSError(f"{os.fspath(path)}: is too short")
+                    piece = piece[n:]
+
+            size = os.fstat(file.fileno()).st_size
+            callback, finish = _pieces(_abi.READ, Status.READ, read)
+            finish(lib.moe_experts_read(address_of(context), callback, None, size, byref(handle)))
+        return cls._of(handle.value)
 
     @property
     def info(self) -> ExpertsInfo:
@@ -171,6 +244,26 @@ class Experts:
     def __del__(self, destroy=lib.moe_experts_destroy):
         if getattr(self, "address", None) is not None and self._owner is None:
             destroy(self.address)
+
+
+def _pieces(kind, failed: Status, work: Callable[[memoryview], None]):
+    """A callback of the library for pieces of memory, and what raises, after the call, what work raised in it."""
+    raised: list[BaseException] = []
+
+    def call(_user, data, size):
+        try:
+            work(memoryview((ctypes.c_char * size).from_address(data)).cast("B"))
+        except BaseException as e:  # goes on where the library has returned
+            raised.append(e)
+            return failed
+        return Status.OK
+
+    def finish(status: int) -> None:
+        if raised:
+            raise raised[0]
+        check(status)
+
+    return kind(call), finish
 
 
 MOST_TOKENS = 128  # of one call of the operator in selective mode
