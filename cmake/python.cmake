@@ -3,6 +3,8 @@
 # by $ORIGIN, and the tool, which needs neither.
 
 install(TARGETS moe_tkg LIBRARY DESTINATION moe_tkg/lib)
+add_library(moe_tkg_openmp MODULE python/openmp.c) # for PyTorch's threads; needs no OpenMP
+install(TARGETS moe_tkg_openmp LIBRARY DESTINATION moe_tkg/lib)
 if(MOE_BUILD_IO)
     set_target_properties(moe_tkg_io PROPERTIES INSTALL_RPATH "$ORIGIN")
     install(TARGETS moe_tkg_io LIBRARY DESTINATION moe_tkg/lib)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import types
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from torch import nn
 from ._context import Context
 from ._experts import Experts
 from ._recognize import Gate, NotRecognized, gate
-from .torch import quantize_fp8, quantize_mxfp4
 
 FORMATS = (None, "bf16-lossless", "mxfp4", "fp8")
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -113,7 +111,7 @@ class Source:
         how: dict[str, Any] = {"is_concatenated": self.gate.is_concatenated, "context": context, **biases}
         if self.kind == "mxfp4":
             return self._fused(
-                *(p[f"{name}_blocks"].flatten(2) for name in (self.first, "down_proj")),
+                *(p[f"{name}_blocks"] for name in (self.first, "down_proj")),
                 *(p[f"{name}_scales"] for name in (self.first, "down_proj")),
                 format="mxfp4",
                 **how,
@@ -122,10 +120,8 @@ class Source:
         if self.kind == "fp8":
             return self._fp8(up, down, *(p[f"{name}_scale_inv"].float() for name in (self.first, "down_proj")), how)
         if weights in ("mxfp4", "fp8"):
-            quantize = quantize_mxfp4 if weights == "mxfp4" else quantize_fp8
-            (up, up_scale), (down, down_scale) = (self._quantized(w, quantize) for w in (up, down))
-            return self._fused(up, down, up_scale, down_scale, format=weights if weights == "mxfp4" else None, **how)
-        if weights == "bf16-lossless" and up.dtype == down.dtype == torch.bfloat16:
+            how["requantize"] = weights
+        elif weights == "bf16-lossless" and up.dtype == down.dtype == torch.bfloat16:
             how["packing"] = "lossless"
         return self._fused(up, down, is_transposed=self.transposed, **how)
 
@@ -147,14 +143,3 @@ class Source:
         return Experts.pack(
             gate=up[:, : self.I], up=up[:, self.I :], gate_scale=up_scale[:, :half], up_scale=up_scale[:, half:], **how
         )
-
-    def _quantized(self, w: torch.Tensor, quantize: types.FunctionType) -> tuple[torch.Tensor, torch.Tensor]:
-        """Expert by expert, so that no second layer in f32 is needed."""
-        rows = w.transpose(1, 2) if self.transposed else w
-        codes = scales = None
-        for e in range(self.E):
-            code, scale = quantize(rows[e])
-            if codes is None:
-                codes, scales = code.new_empty(self.E, *code.shape), scale.new_empty(self.E, *scale.shape)
-            codes[e], scales[e] = code, scale
-        return codes, scales

@@ -33,7 +33,7 @@ from ._context import Context
 from ._errors import check, error
 from ._experts import Call, Experts
 
-__all__ = ["Layer", "context", "quantize_fp8", "quantize_mxfp4"]
+__all__ = ["Layer", "context"]
 
 _OF_TORCH: dict[torch.dtype, int] = {t: int(d) for t, d in torch_dtypes(torch).items()}
 _FLOATS = (torch.bfloat16, torch.float16, torch.float32)
@@ -191,55 +191,3 @@ def _experts(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | 
 @_experts.register_fake
 def _(hidden: torch.Tensor, index: torch.Tensor, weights: torch.Tensor | None, layer: int) -> torch.Tensor:
     return hidden.new_empty(hidden.shape)
-
-
-# ---- other formats of weights --------------------------------------------------------------------------------------------
-
-_E2M1 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-
-
-def _e2m1_bounds() -> torch.Tensor:
-    """Above bound i the nearest value is i + 1 or more; a tie goes to the even code."""
-    bounds = [(a + b) / 2 for a, b in zip(_E2M1, _E2M1[1:])]
-    return torch.tensor([b if i % 2 == 0 else float(torch.nextafter(torch.tensor(b), torch.tensor(0.0))) for i, b in enumerate(bounds)])
-
-
-def _mxfp4_block(v: torch.Tensor, exponent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes of v [..., 32] for scales 2^exponent [..., 1], and each block's sum of squared errors in units of its scale."""
-    scaled = torch.ldexp(v, -exponent)
-    code = torch.bucketize(scaled.abs(), _e2m1_bounds(), out_int32=True)
-    value = torch.tensor(_E2M1)[code].copysign_(scaled)
-    return code + (torch.signbit(scaled) * 8).int(), (scaled - value).square_().sum(-1, keepdim=True)
-
-
-def quantize_mxfp4(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """MXFP4 codes (uint8 [..., k / 2], the first k in the low 4 bits) and e8m0 scales (uint8 [..., k / 32]) of [..., k].
-
-    A block's scale is the power of two that brings its largest value into [4, 8), where what is above 6 becomes 6, or
-    twice that, where nothing is cut off and steps are twice as wide: whichever has the smaller squared error.  Codes are
-    the nearest, ties to even.
-    """
-    if weights.shape[-1] % 32:
-        raise error(Status.SHAPE, f"weights: has shape {list(weights.shape)}: the last dimension must be a multiple of 32")
-    v = weights.detach().float().unflatten(-1, (-1, 32))
-    most = v.abs().amax(-1, keepdim=True)
-    if not bool(torch.isfinite(most).all()):
-        raise error(Status.VALUE, "weights: has an infinity or a NaN: MXFP4 has neither")
-    exponent = torch.frexp(most)[1] - 3  # most / 2^exponent is in [4, 8)
-    exponent = exponent.clamp_(-126, 126)
-    code, wrong = _mxfp4_block(v, exponent)
-    wider, less_wrong = _mxfp4_block(v, exponent + 1)
-    better = 4 * less_wrong < wrong
-    code = torch.where(better, wider, code).to(torch.uint8).flatten(-2)
-    scale = (exponent + better.int() + 127).to(torch.uint8).squeeze(-1)
-    return code[..., 0::2] | (code[..., 1::2] << 4), scale
-
-
-def quantize_fp8(weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """float8_e4m3fn [..., rows, k] and the f32 scale of each row [..., rows], its largest value / 448."""
-    v = weights.detach().float()
-    most = v.abs().amax(-1, keepdim=True)
-    if not bool(torch.isfinite(most).all()):
-        raise error(Status.VALUE, "weights: has an infinity or a NaN: the scale of its row would have none")
-    scale = (most / 448.0).clamp_min_(2.0**-126)
-    return (v / scale).clamp_(-448.0, 448.0).to(torch.float8_e4m3fn), scale.squeeze(-1)

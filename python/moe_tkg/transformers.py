@@ -77,7 +77,7 @@ def accelerate(model: nn.Module, weights: str | None = None, *, free: bool = Fal
     """Switches the model's experts to this library, packs every layer now, and returns the model.
 
     weights    None: as they are.  "bf16-lossless": bf16 in about 12 bits, the same bits come out; "mxfp4", "fp8": requantised
-               (``moe_tkg.torch.quantize_mxfp4``, ``quantize_fp8``).  Weights that are MXFP4 or FP8 already stay as they are.
+               (``moe_tkg.quantize_mxfp4``; e4m3fn with a scale for each row).  Weights that are MXFP4 or FP8 already stay as they are.
     free       True: frees each layer's parameters once it is packed.  The model then runs by this library alone, and cannot
                be saved, trained or moved back to another implementation.
     act_mode   "exact", "mxfp8" or "int8": what activations are rounded to (``moe_tkg.ActMode``); None: the default.
