@@ -22,7 +22,7 @@ from . import _llama4, _quantizers
 from ._modules import NAME, SLOT, attach, experts_forward
 from ._source import FORMATS
 
-__all__ = ["NAME", "LayerReport", "accelerate", "report"]
+__all__ = ["NAME", "LayerReport", "accelerate", "release", "report"]
 
 # ---- the registry ----------------------------------------------------------------------------------------------------
 
@@ -112,6 +112,14 @@ def accelerate(model: nn.Module, weights: str | None = None, *, free: bool = Fal
         raise ValueError(f"{type(model).__name__}: none of its layers can be run: {alone[0]}")
     _switch(model, found)
     return model
+
+
+def release(model: nn.Module) -> None:
+    """Frees what is packed, but of layers whose weights were freed.  A later call packs anew, as the weights are."""
+    for module in model.modules():
+        slot = module.__dict__.get(SLOT)
+        if slot is not None and not (slot.layer is not None and slot.layer.freed):
+            del module.__dict__[SLOT]
 
 
 def _experts_of(model: nn.Module) -> list[tuple[str, nn.Module, nn.Module | None]]:
