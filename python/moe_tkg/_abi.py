@@ -87,6 +87,8 @@ class DType(enum.IntEnum):
 
 
 class Layout(enum.IntEnum):
+    """The order that a tensor's elements lie in."""
+
     HBM = 0
     SBUF = 1
 
@@ -102,6 +104,8 @@ class AffinityScale(enum.IntEnum):
 
 
 class Activation(enum.IntEnum):
+    """What is applied to the gate; SWIGLU has parameters."""
+
     SILU = 0
     GELU = 1
     GELU_TANH = 2
@@ -121,11 +125,15 @@ class ActMode(enum.IntEnum):
 
 
 class Packing(enum.IntEnum):
+    """How experts are packed; LOSSLESS: bf16 in about 12 bits."""
+
     PLAIN = 0
     LOSSLESS = 1
 
 
 class RouterScore(enum.IntEnum):
+    """What a router makes of its logits."""
+
     SOFTMAX = 0
     TOPK_SOFTMAX = 1
     SIGMOID = 2
