@@ -41,9 +41,9 @@ def bin(tmp_path_factory):
     path = tmp_path_factory.mktemp("wheel") / "venv"
     subprocess.run([sys.executable, "-m", "venv", path], check=True, timeout=120)
     python = path / "bin" / "python"
-    subprocess.run([python, "-m", "pip", "install", "-q", "--no-index", "--no-deps", WHEEL], check=True, timeout=120)
-    code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    site = pathlib.Path(subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.strip())
+    done = run(python, "-m", "pip", "install", "--no-index", "--no-deps", WHEEL)
+    assert done.returncode == 0, done.stderr
+    site = pathlib.Path(run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").stdout.strip())
     for name in DEPENDENCIES:
         here = importlib.metadata.distribution(name)
         for top in {f.parts[0] for f in here.files} - {"..", "__pycache__"}:
