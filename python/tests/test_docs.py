@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each example of docs/python.md runs by itself and prints what the sentence after it says."""
+
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from stored import ROOT
+
+EXAMPLES = re.findall(r"^```python\n(.*?)^```\n\nIt prints `([^`]*)`", (ROOT / "docs/python.md").read_text(), re.M | re.S)
+
+
+def test_every_example_says_what_it_prints():
+    assert len(EXAMPLES) == (ROOT / "docs/python.md").read_text().count("```python") > 0
+
+
+@pytest.mark.parametrize("code, printed", EXAMPLES, ids=range(1, len(EXAMPLES) + 1))
+def test_example(code, printed, tmp_path):
+    for package in ("torch", "transformers"):
+        if f"import {package}" in code and importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
+    done = subprocess.run(
+        [sys.executable, "-c", code, ROOT / "tests/fixtures/gpt_oss_mxfp4"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == printed
