@@ -36,8 +36,7 @@ class Packed(Layer):
 
     def __init__(self, module: nn.Module, source: Source, weights: str | None, more: dict[str, Any]):
         self.module = weakref.ref(module)
-        self.source, self.weights = source, weights
-        self.settings = {**source.gate.settings(), **more, "skip_invalid_experts": True}
+        self.source, self.weights, self.more = source, weights, more
         self.call: Call | None = None
         self.seen: tuple = ()
         self.freed = False
@@ -62,12 +61,14 @@ class Packed(Layer):
             if seen == self.seen:
                 return
             module = self.module()
-            source = Source(module)
-            if (why := source.settles(self.weights)) is not None:
-                raise ValueError(f"weights = {self.weights!r}: {why}")
-            self.source = source
+            try:
+                self.source = Source(module)
+                self.source.settle(self.weights)
+            except NotRecognized as why:
+                raise RuntimeError(f"moe_tkg: the experts of a {type(module).__name__} were changed: {why}") from None
             self.call = None  # frees what was packed before it is packed again
-            self.call = source.pack(module, self.weights, context()).prepare(**self.settings)
+            experts = self.source.pack(module, self.weights, context())
+            self.call = experts.prepare(**self.source.gate.settings(), **self.more, skip_invalid_experts=True)
             self.seen = seen
 
     def free(self) -> None:
@@ -138,8 +139,7 @@ def attach(module: nn.Module, weights: str | None = None, more: dict[str, Any] |
 def _slot_of(module: nn.Module, weights: str | None, more: dict[str, Any], name: str) -> Slot:
     try:
         source = Source(module)
-        if (why := source.settles(weights)) is not None:
-            raise NotRecognized(why)
+        source.settle(weights)
     except NotRecognized as reason:
         warnings.warn(f"moe_tkg leaves {name or type(module).__name__} as it is: {reason}", stacklevel=4)
         return Slot(why=str(reason))

@@ -94,15 +94,10 @@ class Source:
             raise NotRecognized("its activations are quantised with static scales")
         return rows, 128
 
-    def settles(self, weights: str | None) -> str | None:
-        """Why the weights cannot be had in this format; None: they can."""
-        if weights not in FORMATS:
-            raise ValueError(f"weights = {weights!r}: must be one of {', '.join(map(repr, FORMATS))}")
-        if self.kind != "plain":
-            return None
-        if weights == "mxfp4" and (self.H % 32 or self.I % 32):
-            return f"H = {self.H} and I = {self.I} must be multiples of 32"
-        return None
+    def settle(self, weights: str | None) -> None:
+        """Raises NotRecognized where the weights cannot be had in this format."""
+        if self.kind == "plain" and weights == "mxfp4" and (self.H % 32 or self.I % 32):
+            raise NotRecognized(f"H = {self.H} and I = {self.I} must be multiples of 32 for weights = 'mxfp4'")
 
     def pack(self, module: nn.Module, weights: str | None, context: Context) -> Experts:
         """The module's experts as its parameters are now.  Weights that are quantised already stay in their format."""

@@ -22,8 +22,15 @@ def test_example(code, printed, tmp_path):
     for package in ("torch", "transformers"):
         if f"import {package}" in code and importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
+    checkpoint = ROOT / "tests/fixtures/gpt_oss_mxfp4"
+    if "from_pretrained" in code:  # all of a model
+        import tiny_models
+        import torch
+
+        checkpoint = tmp_path / "qwen3_moe"
+        tiny_models.model("qwen3_moe").to(torch.bfloat16).save_pretrained(checkpoint)
     done = subprocess.run(
-        [sys.executable, "-c", code, ROOT / "tests/fixtures/gpt_oss_mxfp4"],
+        [sys.executable, "-c", code, checkpoint],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         capture_output=True,

@@ -179,7 +179,7 @@ def test_half_types(dtype, bound):
 
 def test_unsuited_shape_is_left_alone():
     eager, ours = twins(moe_intermediate_size=40)
-    with pytest.warns(UserWarning, match="H = 64 and I = 40 must be multiples of 32"), pytest.raises(ValueError, match="40"):
+    with pytest.warns(UserWarning, match="H = 64 and I = 40 must be multiples of 32 for"), pytest.raises(ValueError, match="40"):
         accelerated.accelerate(ours, "mxfp4")
     with pytest.raises(ValueError, match="weights = 'int3': must be one of"):
         accelerated.accelerate(ours, "int3")
@@ -238,6 +238,28 @@ def test_changed_weights():
     assert not same()
     accelerated.release(ours)
     assert same()
+
+
+def test_changed_activation():
+    """It is looked at again with the weights."""
+    eager, ours = twins()
+    accelerated.accelerate(ours)
+    for model in (eager, ours):
+        experts_of(model)[0].act_fn = torch.nn.GELU()
+        with torch.no_grad():
+            experts_of(model)[0].down_proj.mul_(2)
+    assert close(logits(ours), logits(eager))
+
+
+def test_changed_beyond_recognition():
+    _, ours = twins()
+    accelerated.accelerate(ours)
+    experts_of(ours)[0].act_fn = torch.nn.Tanh()
+    logits(ours)  # nobody looks at what is not a parameter
+    with torch.no_grad():
+        experts_of(ours)[0].down_proj.mul_(2)
+    with pytest.raises(RuntimeError, match="the experts of a Qwen3MoeExperts were changed: its activation is Tanh"):
+        logits(ours)
 
 
 def test_copies():
@@ -524,6 +546,17 @@ def test_gpt_oss_mxfp4_half(gpt_oss_mxfp4):
     assert close(logits(ours).float(), logits(eager).float(), 0.1)
 
 
+def test_gpt_oss_mxfp4_by_transformers(gpt_oss_mxfp4, monkeypatch):
+    """Without experts_implementation="moe_tkg" it is loaded as if this package were not there."""
+    from transformers.quantizers import quantizer_mxfp4
+
+    monkeypatch.setattr(quantizer_mxfp4, "is_accelerate_available", lambda: True)
+    assert torch.equal(logits(load(gpt_oss_mxfp4, "eager")), logits(dequantized(gpt_oss_mxfp4)))
+    monkeypatch.setattr(quantizer_mxfp4, "is_accelerate_available", lambda: False)
+    with pytest.raises(ImportError, match="Using mxfp4 requires Accelerate"):
+        load(gpt_oss_mxfp4, "eager")
+
+
 def test_gpt_oss_mxfp4_asked_to_be_bf16(gpt_oss_mxfp4):
     model = dequantized(gpt_oss_mxfp4, "moe_tkg")
     assert experts_of(model)[0].gate_up_proj.dtype == torch.float32
@@ -531,7 +564,7 @@ def test_gpt_oss_mxfp4_asked_to_be_bf16(gpt_oss_mxfp4):
 
 
 @pytest.mark.parametrize("intermediate", [128, 192])
-def test_deepseek_v3_fp8(tmp_path, intermediate):
+def test_deepseek_v3_fp8(tmp_path, intermediate, monkeypatch):
     """Experts stay FP8 with scales of blocks; what else is FP8 in the checkpoint becomes what the model is."""
     sizes = dict(hidden_size=256, moe_intermediate_size=intermediate)
     model = tiny_models.model("deepseek_v3", scale=1.0, **sizes).to(torch.bfloat16)
@@ -567,6 +600,11 @@ def test_deepseek_v3_fp8(tmp_path, intermediate):
     eager = load(plain, "eager")
     assert close(logits(ours), logits(eager))
     assert {r.format for r in accelerated.report(ours)} == {"e4m3fn"}
+    if intermediate % 128 == 0:  # transformers takes a partial block for a whole one of fewer rows
+        from transformers.quantizers import quantizer_finegrained_fp8
+
+        monkeypatch.setattr(quantizer_finegrained_fp8, "is_accelerate_available", lambda: True)
+        assert close(logits(load(tmp_path, "eager")), logits(eager))
     with pytest.raises(RuntimeError, match="in no form that can be saved"):
         ours.save_pretrained(tmp_path / "again")
 
