@@ -381,7 +381,7 @@ static moe_status check_sizes(const moe_experts_args *a)
 
 moe_status validate_matrices(const moe_experts_args *a, bool strides, pack_source *s)
 {
-    const scale_rule *rule[3];
+    const scale_rule *rule[3] = {NULL};
     bool has_gate = a->gate.weights.dtype != MOE_DTYPE_NONE;
     size_t first = has_gate ? 0 : 1;
     moe_status status = has_gate ? MOE_OK : check_no_gate(&a->gate);

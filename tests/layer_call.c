@@ -59,7 +59,7 @@ static void convert(void *data, size_t n, moe_dtype dtype)
 static moe_layer *load(const char *path, int64_t layer, moe_block_args *args, moe_layer_info *info)
 {
     moe_model *model;
-    moe_layer *loaded;
+    moe_layer *loaded = NULL;
     *info = (moe_layer_info){.struct_size = sizeof *info};
     if (moe_model_open(path, NULL, &model) != MOE_OK ||
         moe_model_load(model, layer, NULL, NULL, &loaded) != MOE_OK)

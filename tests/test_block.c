@@ -108,15 +108,16 @@ static void expect_near(const char *path, const golden_block *g, const char *wha
                         const moe_tensor *expected, const float *got)
 {
     size_t n = 1;
-    double most = 0, error = 0;
+    double most = 0;
     const float *want = expected->data;
     for (int d = 0; d < expected->rank; d++) n *= (size_t)expected->shape[d];
+    for (size_t i = 0; i < n; i++)
+        most = most < fabs((double)want[i]) ? fabs((double)want[i]) : most;
+    const double limit = number_of(g, "atol") + number_of(g, "rtol") * most;
     for (size_t i = 0; i < n; i++) {
-        most = fmax(most, fabs((double)want[i]));
-        error = fmax(error, fabs((double)want[i] - (double)got[i]));
+        double error = fabs((double)want[i] - (double)got[i]);
+        if (!(error <= limit)) fail_msg("%s: %s: error %g, limit %g", path, what, error, limit);
     }
-    double limit = number_of(g, "atol") + number_of(g, "rtol") * most;
-    if (!(error <= limit)) fail_msg("%s: %s: error %g, limit %g", path, what, error, limit);
 }
 
 static void golden_case(const char *path)

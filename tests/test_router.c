@@ -107,7 +107,8 @@ static void expect_near(const char *path, const char *what, const float *expecte
                         size_t n)
 {
     double most = 0;
-    for (size_t i = 0; i < n; i++) most = fmax(most, fabs((double)expected[i]));
+    for (size_t i = 0; i < n; i++)
+        most = most < fabs((double)expected[i]) ? fabs((double)expected[i]) : most;
     for (size_t i = 0; i < n; i++)
         if (!(fabs((double)got[i] - (double)expected[i]) <= 1e-5 + 1e-5 * most))
             fail_msg("%s: %s[%zu] = %g, not %g", path, what, i, (double)got[i],

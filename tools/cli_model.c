@@ -43,7 +43,7 @@ int cli_model_find(const moe_model *model, int64_t layer, moe_layer_info *info, 
     moe_model_info m;
     moe_layer_info *all;
     int code = cli_model_layers(model, &m, &all, error);
-    if (code != CLI_OK) return code;
+    if (!all) return code;
     code = CLI_REFUSED;
     for (int64_t i = 0; code != CLI_OK && i < m.moe_layers; i++) {
         *info = all[i];

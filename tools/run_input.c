@@ -50,10 +50,12 @@ static int missing(const reader *r, const char *name)
 {
     const st_tensor *other = strcmp(name, "hidden") == 0 ? only_matrix(r->file) : NULL;
     if (other)
-        return cli_fail(r->error, CLI_REFUSED,
-                        "%.480s: has no tensor 'hidden': its one matrix is called '%.100s'",
-                        r->path, other->name);
-    return cli_fail(r->error, CLI_REFUSED, "%.480s: has no tensor '%s'", r->path, name);
+        cli_fail(r->error, CLI_REFUSED,
+                 "%.480s: has no tensor 'hidden': its one matrix is called '%.100s'", r->path,
+                 other->name);
+    else
+        cli_fail(r->error, CLI_REFUSED, "%.480s: has no tensor '%s'", r->path, name);
+    return CLI_REFUSED;
 }
 
 /* "[5, 64]". */

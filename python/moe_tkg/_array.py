@@ -84,11 +84,11 @@ class Tensor:
 class View:
     """Where an array lies.
 
-    ``dtype``: 0 where it is of no type that has a number; ``said``: the array's own.  ``strides`` are in bytes.  ``dense``:
-    in the order of its shape, without gaps.  ``owner`` keeps the memory.  ``torch``: it is a tensor of PyTorch.
+    ``dtype``: 0 where it is of no type that has a number; ``said``: the array's own.  ``strides`` are in bytes; None where
+    only the shape says them.  ``dense``: in the order of its shape, without gaps.  ``owner`` keeps the memory.  ``torch``: it is a tensor of PyTorch.
     """
 
-    __slots__ = ("address", "dtype", "said", "layout", "itemsize", "shape", "strides", "dense", "owner", "torch")
+    __slots__ = ("address", "dtype", "said", "layout", "itemsize", "shape", "_strides", "dense", "owner", "torch")
 
     def __init__(self, owner, address, dtype, said, itemsize, shape, strides, dense, torch=False):
         self.owner = owner
@@ -98,9 +98,23 @@ class View:
         self.layout = 0
         self.itemsize = itemsize
         self.shape = shape
-        self.strides = strides
+        self._strides = strides
         self.dense = dense
         self.torch = torch
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        if self._strides is None:
+            self._strides = _dense_strides(self.shape, self.itemsize)
+        return self._strides
+
+
+def _dense_strides(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
+    strides = []
+    for n in reversed(shape):
+        strides.append(size)
+        size *= n
+    return tuple(reversed(strides))
 
 
 def _numpy_view(x: np.ndarray) -> View:
@@ -155,7 +169,7 @@ def _torch_view(name: str, x: Any, torch: Any) -> View:
         raise not_here(name, x.device)
     if x.layout != torch.strided:
         raise error(Status.LAYOUT, f"{name}: has layout {x.layout}: must be torch.strided")
-    dtype, size = x.dtype, x.element_size()
+    dtype, size, same = x.dtype, x.element_size(), x.is_contiguous()
     return View(
         x,
         x.data_ptr(),
@@ -163,8 +177,8 @@ def _torch_view(name: str, x: Any, torch: Any) -> View:
         dtype,
         size,
         tuple(x.shape),
-        tuple([s * size for s in x.stride()]),
-        x.is_contiguous(),
+        None if same else tuple([s * size for s in x.stride()]),
+        same,
         True,
     )
 
@@ -206,14 +220,6 @@ def _dlpack_view(name: str, x: Any) -> View:
     return View(capsule, (t.data or 0) + t.byte_offset, dtype, said, size, shape, strides, same)
 
 
-def _dense_strides(shape: tuple[int, ...], size: int) -> tuple[int, ...]:
-    strides = []
-    for n in reversed(shape):
-        strides.append(size)
-        size *= n
-    return tuple(reversed(strides))
-
-
 def _as(name: str, v: View, dtype: DType) -> None:
     """Elements of v are to be read as dtype; where v is of bytes, several of them are one element."""
     size = DTYPE_SIZE[dtype]
@@ -224,20 +230,20 @@ def _as(name: str, v: View, dtype: DType) -> None:
                 Status.DTYPE,
                 f"{name}: {v.said} of shape {list(v.shape)} cannot be read as {DTYPE_NAME[dtype]} of {size} bytes each",
             )
+        v._strides = (*v.strides[:-1], size)
         v.shape = (*v.shape[:-1], last // size)
-        v.strides = (*v.strides[:-1], size)
         v.itemsize = size
     v.dtype = dtype
 
 
 def view(name: str, x: Any, dtype: DType | None = None) -> View:
     """Where x lies; read as dtype, if that is given and x is not of a type that has a number of its own."""
-    layout = said = 0
+    layout, said = 0, None
     if type(x) is Tensor:
         said, layout, x = x.dtype, x.layout, x.data
     if isinstance(x, np.ndarray):
         v = _numpy_view(x)
-    elif (torch := sys.modules.get("torch")) is not None and isinstance(x, torch.Tensor):
+    elif isinstance(x, getattr(torch := sys.modules.get("torch"), "Tensor", ())):
         v = _torch_view(name, x, torch)
     elif hasattr(x, "__dlpack__"):
         v = _dlpack_view(name, x)

@@ -44,6 +44,9 @@ class Experts:
     """
 
     __slots__ = ("address", "_owner", "_info", "__weakref__")
+    address: int
+    _owner: Any
+    _info: ExpertsInfo | None
 
     def __init__(self):
         raise TypeError("use Experts.pack, Experts.pack_operator or Experts.load")
@@ -59,7 +62,7 @@ class Experts:
         args.packing = enumerator(Packing, "packing", packing)
         handle = c_void_p()
         check(lib.moe_experts_create(address_of(context), byref(args), byref(handle)))
-        return cls._of(handle.value)
+        return cls._of(handle.value or 0)
 
     @classmethod
     def pack(
@@ -199,7 +202,7 @@ class Experts:
             size = os.fstat(file.fileno()).st_size
             callback, finish = _pieces(_abi.READ, Status.READ, read)
             finish(lib.moe_experts_read(address_of(context), callback, None, size, byref(handle)))
-        return cls._of(handle.value)
+        return cls._of(handle.value or 0)
 
     @property
     def info(self) -> ExpertsInfo:
@@ -294,6 +297,8 @@ class Call:
     """
 
     __slots__ = ("experts", "H", "_templates", "_free", "_output_dtype")
+    experts: Experts
+    H: int
 
     def __init__(self, experts: Experts, *, expert_affinities_scaling_mode: str | int = "post_scale", **given: Any):
         args = sized(_abi.TkgArgs, experts=experts.address)

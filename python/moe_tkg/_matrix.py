@@ -150,7 +150,7 @@ class Part:
         if self.row_scale is not None:
             self.row_scale = self._rows_of(self.row_scale)
         if self.scale is not None:
-            self._settle_scale(block)
+            self._settle_scale(self.scale, block)
 
     def _rows_of(self, s: Stack) -> Stack:
         found = _per_row(s, self.n)
@@ -161,9 +161,8 @@ class Part:
             found = s
         return found
 
-    def _settle_scale(self, block: tuple[int, int]) -> None:
-        s, w = self.scale, self.weights
-        if w.dtype in (DType.E2M1_X2, DType.INT4_X2) or s.dtype == DType.E8M0:
+    def _settle_scale(self, s: Stack, block: tuple[int, int]) -> None:
+        if self.weights.dtype in (DType.E2M1_X2, DType.INT4_X2) or s.dtype == DType.E8M0:
             self.scale_k = {DType.E8M0: 32, DType.E4M3FN: 16}.get(s.dtype, 0)
             if not self.scale_k and len(s.shape) == 2 and s.shape[1]:
                 self.scale_k = self.k // s.shape[1]

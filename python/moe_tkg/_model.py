@@ -85,6 +85,12 @@ class Layer:
     """A loaded layer: its experts packed, its router and shared expert.  Serves any number of threads at once."""
 
     __slots__ = ("address", "info", "packed", "shared", "_args", "_call", "__weakref__")
+    address: int
+    info: LayerInfo
+    packed: Experts
+    shared: Experts | None
+    _args: _abi.BlockArgs
+    _call: Call
 
     def __init__(self):
         raise TypeError("use Model(path).load(number)")
@@ -227,7 +233,7 @@ class Model:
         if raised:
             raise raised[0]
         _check(status)
-        return Layer._of(handle.value)
+        return Layer._of(handle.value or 0)
 
     def matches(self, model: Model) -> bool:
         """Of a directory of packed layers: whether each was made from model as its files are now."""

@@ -73,6 +73,59 @@ def test_dlpack_of_another_device(case, packed):
         packed(hidden, case.index, case.weights)
 
 
+class DLTensor(ctypes.Structure):
+    """With the fields of the owner, in which there is nothing here."""
+
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+        ("owner", ctypes.c_void_p),
+        ("deleter", ctypes.c_void_p),
+    ]
+
+
+class ByHand:
+    """An array by DLPack as the standard allows it and NumPy never writes it."""
+
+    def __init__(self, array, code, bits, lanes=1, offset=0, strides=None):
+        self.array = array
+        self.shape = (ctypes.c_int64 * array.ndim)(*array.shape)
+        self.strides = None if strides is None else (ctypes.c_int64 * array.ndim)(*strides)
+        self.tensor = DLTensor(array.ctypes.data - offset, 1, 0, array.ndim, code, bits, lanes, self.shape, self.strides, offset)
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+    def __dlpack__(self, **_):
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return new(ctypes.addressof(self.tensor), b"dltensor", None)
+
+
+def test_dlpack_by_hand(case, packed):
+    hidden = case.hidden.astype(ml_dtypes.bfloat16)
+    want = packed(hidden, case.index, case.weights)
+    for given in ({}, {"offset": 64}, {"strides": (case.H, 1)}):
+        got = packed(ByHand(hidden, 4, 16, **given), case.index, case.weights)
+        assert got.dtype == ml_dtypes.bfloat16 and (got == want).all()
+    one = ByHand(hidden[:1], 4, 16, strides=(1, 1))  # strides of a dimension of 1 say nothing
+    assert (packed(one, case.index[:1], case.weights[:1]) == want[:1]).all()
+    with pytest.raises(moe_tkg.MoeValueError, match="hidden: is not contiguous"):
+        packed(ByHand(hidden, 4, 16, strides=(case.H + 1, 1)), case.index, case.weights)
+    with pytest.raises(moe_tkg.MoeTypeError, match="hidden: has elements of DLPack's type 4 of 16 bits in 2 lanes"):
+        packed(ByHand(hidden, 4, 16, lanes=2), case.index, case.weights)
+    with pytest.raises(moe_tkg.MoeTypeError, match="hidden: has elements of DLPack's type 2 of 64 bits"):
+        packed(ByHand(hidden, 2, 64), case.index, case.weights)
+
+
 def test_nothing_is_copied(case):
     for array in (case.hidden, case.index, case.hidden.astype(ml_dtypes.bfloat16)):
         assert _array.view("x", array).address == array.ctypes.data
@@ -98,9 +151,12 @@ def test_batch(case, packed):
     assert got.shape == (1, case.T, case.H) and (got[0] == packed(*case.call)).all()
 
 
-def test_many_tokens(case, packed):
-    call = [np.tile(a, (100, 1)) for a in case.call]
-    assert (packed(*call) == np.tile(packed(*case.call), (100, 1))).all()
+def test_many_tokens(rng, packed):
+    case = Case(rng, T=300)
+    got = packed(*case.call)
+    assert (got == np.concatenate([packed(*(a[t : t + 1] for a in case.call)) for t in range(300)])).all()
+    plain = packed(case.hidden, case.index)
+    assert (plain[299:] == packed(case.hidden[299:], case.index[299:])).all()
 
 
 def test_no_tokens(case, packed):
@@ -201,6 +257,8 @@ def test_tensor_refused(case):
         moe_tkg.Tensor(case.hidden, layout="psum")
     with pytest.raises(moe_tkg.MoeTypeError, match="hidden: float32 .* cannot be read as bf16"):
         moe_tkg.Experts.pack(case.gate_up, case.down)(moe_tkg.Tensor(case.hidden, "bf16"), case.index)
+    with pytest.raises(moe_tkg.MoeTypeError, match="x: float32 .* cannot be read as e8m0"):
+        _array.view("x", moe_tkg.Tensor(case.hidden[:, :1], "e8m0"))
 
 
 def test_operator_by_name(case, packed):

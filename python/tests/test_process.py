@@ -12,6 +12,7 @@ import tracemalloc
 import numpy as np
 import pytest
 from reference import Case
+from stored import ROOT
 
 import moe_tkg
 
@@ -57,7 +58,7 @@ def run(code, **environment):
         env=os.environ | {"PYTHONPATH": path} | environment,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -72,16 +73,20 @@ def test_pytorch_is_not_imported():
     assert run("import sys, moe_tkg; print('torch' in sys.modules, 'transformers' in sys.modules)") == "False False"
 
 
-def test_threads(case, packed):
-    call, want, wrong = packed.prepare(), packed(*case.call), []
+def test_threads(rng, packed, case):
+    """One call made by many threads, each with arrays of its own."""
+    call, wrong = packed.prepare(), []
 
-    def work(context):
+    def work(context, mine, want):
         for _ in range(200):
-            if (call(*case.call, context=context) != want).any():
+            if (call(*mine.call, context=context) != want).any():
                 wrong.append(context)
 
     shared = moe_tkg.Context(threads=2)
-    threads = [threading.Thread(target=work, args=(c,)) for c in (None, None, shared, shared, moe_tkg.Context(threads=1))]
+    threads = []
+    for context in (None, None, shared, shared, moe_tkg.Context(threads=1)):
+        mine = Case(rng, T=int(rng.integers(1, 9)))
+        threads.append(threading.Thread(target=work, args=(context, mine, packed(*mine.call))))
     for t in threads:
         t.start()
     for t in threads:
@@ -146,7 +151,7 @@ def in_child(work):
             code = 0 if work() else 1
         finally:
             os._exit(code)
-    for _ in range(600):
+    for _ in range(6000):
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             return status == 0
@@ -214,6 +219,26 @@ def test_memory_of_packed_experts_is_given_back(rng):
     size = packed.info.bytes
     del packed
     assert resident() - before < 3 * size
+
+
+@pytest.mark.parametrize("what, most", [("moe_tkg.Model(path)", 1 << 20), ("model.load(1)", 16 << 20)])
+def test_memory_of_models_is_given_back(what, most):
+    """In a process of its own: in this one other tests have left free memory."""
+    code = f"""
+import os, moe_tkg
+def resident():
+    with open("/proc/self/statm") as f: return int(f.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+path = {str(ROOT / "tests/fixtures/gpt_oss_mxfp4")!r}
+model = moe_tkg.Model(path)
+def some():
+    for _ in range(200): {what}
+some()
+before = resident()
+some()
+print(resident() - before, len(os.listdir("/proc/self/fd")))
+"""
+    grown, files = map(int, run(code).split())
+    assert grown < most and files < 20
 
 
 def test_calls_leave_no_python_objects(case, packed):

@@ -121,19 +121,20 @@ static moe_status unknown(const reader *r, const char *type)
                       known);
 }
 
-/* The language model of one that also sees or hears has its own configuration inside. */
-static moe_status recognise(reader *r)
+/* Looks for r->row, NULL if there is none, by the type that it returns, NULL if there is none.  The
+ * language model of one that also sees or hears has its own configuration inside. */
+static const char *recognise(reader *r)
 {
     const char *type = NULL;
     r->inner = cfg_what(r->config, "text_config") == CFG_OBJECT ? "text_config." : "";
     const char *const places[] = {"text_config.model_type", "model_type"};
     for (size_t i = *r->inner ? 0 : 1; i < 2 && !r->row; i++)
         if (cfg_string(r->config, places[i], &type)) r->row = row_of(type);
-    if (r->row) return MOE_OK;
+    if (r->row) return type;
     if (!type && cfg_array_string(r->config, "architectures", 0, &type)) r->row = row_of(type);
     if (!type && cfg_has(r->config, "experts_per_token") && cfg_has(r->config, "num_experts"))
         r->row = row_of(FAMILY_UNNAMED);
-    return r->row ? MOE_OK : unknown(r, type);
+    return type;
 }
 
 /* ---- rules ----------------------------------------------------------------------------------- */
@@ -298,13 +299,13 @@ moe_status family_of_config(const cfg_file *config, const char *path, family_rul
 {
     reader r = {.config = config, .path = path};
     memset(rules, 0, sizeof *rules);
-    moe_status s = recognise(&r);
-    if (s != MOE_OK) return s;
+    const char *type = recognise(&r);
+    if (!r.row) return unknown(&r, type);
     rules->family = r.row->name;
     rules->layouts = r.row->layouts;
     rules->needs = r.row->needs;
     rules->info.foreign_router = r.row->foreign_router;
-    s = sizes(&r, rules);
+    moe_status s = sizes(&r, rules);
     if (s == MOE_OK) s = activation(&r, rules);
     if (s == MOE_OK) s = router(&r, rules);
     if (s == MOE_OK) s = grid(&r, rules);
