@@ -160,6 +160,20 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     )
 
 
+def merged(files: list[str]) -> dict[str, Any]:
+    """The results of several runs of one model, by implementation and batch."""
+    found = []
+    for name in files:
+        with open(name) as file:
+            found.append(json.load(file))
+    for name, one in zip(files, found):
+        if (one["model"], one["threads"]) != (found[0]["model"], found[0]["threads"]):
+            raise SystemExit(f"{name}: is of another model or number of threads than {files[0]}")
+    results = [r for one in found for r in one["results"]]
+    order = list(dict.fromkeys(r["implementation"] for r in results))
+    return found[0] | dict(results=sorted(results, key=lambda r: (order.index(r["implementation"]), r["batch"])))
+
+
 def _best_other(found: dict[str, Any], batch: int) -> float | None:
     others = [
         r["tokens_per_second"]
@@ -214,6 +228,7 @@ def plot(found: dict[str, Any], path: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m moe_tkg.bench_transformers", description=__doc__.split("\n\n")[0])
+    p.add_argument("files", nargs="*", metavar="FILE", help="what --json wrote: shown together, in place of a measurement")
     p.add_argument("--layers", type=int, default=4)
     p.add_argument("--batch", type=lambda s: [int(b) for b in s.split(",")], default=[1, 4, 16], help="default: 1,4,16")
     p.add_argument("--tokens", type=int, default=16, help="steps that are timed (default: %(default)s)")
@@ -230,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(arguments.threads)
     transformers.logging.set_verbosity_error()
     warnings.simplefilter("ignore")
-    found = measure(arguments)
+    found = merged(arguments.files) if arguments.files else measure(arguments)
     print(table(found))
     if arguments.json:
         with open(arguments.json, "w") as file:
