@@ -6,6 +6,8 @@ from __future__ import annotations
 import concurrent.futures
 import gc
 import os
+import signal
+import time
 
 import pytest
 
@@ -135,21 +137,27 @@ def test_num_threads(layer, num_threads):
     assert all(torch.equal(r, results[0]) for r in results)
 
 
-def test_no_threads_of_its_own(num_threads):
+@pytest.fixture(scope="module")
+def wide():
+    """A layer and tokens that are worth more than one thread."""
+    g = torch.Generator().manual_seed(0)
+    packed = moe_tkg.Experts.pack(torch.randn(8, 1024, 512, generator=g), torch.randn(8, 512, 512, generator=g))
+    x = torch.randn(64, 512, generator=g), torch.randint(8, (64, 4), generator=g), torch.rand(64, 4, generator=g)
+    return moe_tkg.torch.Layer(packed), x
+
+
+def test_no_threads_of_its_own(wide, num_threads):
     """With PyTorch's OpenMP the calls run on the threads that are there already."""
     if moe_tkg.torch._loop is None:
         pytest.skip("PyTorch's OpenMP is not known here")
-    g = torch.Generator().manual_seed(0)
-    big = moe_tkg.Experts.pack(torch.randn(8, 1024, 512, generator=g), torch.randn(8, 512, 512, generator=g))
-    layer = moe_tkg.torch.Layer(big)
-    hidden, index, affinities = torch.randn(64, 512), torch.randint(8, (64, 4)), torch.rand(64, 4)
+    layer, x = wide
     num_threads(2)
     torch.mm(torch.randn(512, 512), torch.randn(512, 512))
     before = len(os.listdir("/proc/self/task"))
-    two = layer(hidden, index, affinities)
+    two = layer(*x)
     assert len(os.listdir("/proc/self/task")) == before
     num_threads(1)
-    assert torch.equal(layer(hidden, index, affinities), two)
+    assert torch.equal(layer(*x), two)
 
 
 def test_python_threads(layer):
@@ -159,15 +167,28 @@ def test_python_threads(layer):
         assert all(torch.equal(y, want) for y in pool.map(lambda _: layer(*x), range(200)))
 
 
-def test_fork(layer):
-    x = tokens(30, torch.float32)
-    torch.mm(torch.randn(256, 256), torch.randn(256, 256))  # OpenMP's threads are there
-    want = layer(*x)
+def test_fork(wide, num_threads):
+    """In a child OpenMP's threads are gone, and PyTorch's own operators would wait for them for ever."""
+    layer, x = wide
+    num_threads(2)
+    torch.mm(torch.randn(512, 512), torch.randn(512, 512))
+    want = layer(*x).numpy().tobytes()
     child = os.fork()
     if child == 0:
-        os._exit(0 if torch.equal(layer(*x), want) else 1)
-    assert os.waitpid(child, 0)[1] == 0
-    assert torch.equal(layer(*x), want)
+        first = layer(*x).numpy().tobytes()
+        torch.set_num_threads(3)  # a context that is not the parent's
+        os._exit(0 if first == layer(*x).numpy().tobytes() == want else 1)
+    for _ in range(600):
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            break
+        time.sleep(0.05)
+    else:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("the child never came back")
+    assert status == 0
+    assert layer(*x).numpy().tobytes() == want
 
 
 class _Rows(torch.utils.data.Dataset):
