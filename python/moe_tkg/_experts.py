@@ -38,7 +38,7 @@ class ExpertsInfo(NamedTuple):
 
 
 class Experts:
-    """The experts of one layer, packed: made by ``pack``, ``pack_operator``, ``load``, or ``Model(path).load(i).experts``.
+    """The experts of one layer, packed: made by ``pack``, ``pack_operator``, ``load``, or ``Model(path).load(number).packed``.
 
     They never change, and serve any number of threads and contexts at once.  What they were packed from may be freed.
     """

@@ -28,6 +28,11 @@ def _vector(name: str, x: Any) -> tuple[_abi.Array, View]:
     return _abi.Array(dtype=v.dtype, data=v.address, row_stride=v.strides[0], column_stride=v.itemsize), v
 
 
+def _memory(v: View) -> Any:
+    """What keeps the memory even where a tensor of PyTorch is given other data."""
+    return v.owner.detach() if v.torch else v.owner
+
+
 def _length(name: str, v: View, n: int) -> None:
     if v.shape != (n,):
         raise error(Status.SHAPE, f"{name}: has shape {list(v.shape)}: must be [{n}]")
@@ -45,7 +50,7 @@ class Router:
     scale              times the weights
     n_group, topk_group  choose from the topk_group best of n_group groups of neighbours
 
-    Refers to the arrays, which must not change during a call.  Raises MoeTypeError, MoeValueError.
+    Refers to the arrays' memory, and keeps it.  Raises MoeTypeError, MoeValueError.
     """
 
     __slots__ = ("E", "H", "K", "_args", "_keep")
@@ -83,13 +88,13 @@ class Router:
             topk_group=topk_group,
         )
         a.weights = _abi.Array(dtype=v.dtype, data=v.address, row_stride=v.strides[0], column_stride=v.strides[1])
-        self._keep = [v]
+        self._keep = [_memory(v)]
         for name, value in (("bias", bias), ("selection_bias", selection_bias)):
             if value is not None:
                 array, kept = _vector(name, value)
                 _length(name, kept, self.E)
                 setattr(a, name, array)
-                self._keep.append(kept)
+                self._keep.append(_memory(kept))
         self._args = a
 
     def __call__(
@@ -251,6 +256,9 @@ def moe_block(
             _length(name, kept, router.H)
             setattr(args, name, array)
             keep.append(kept)
+    shape = view("hidden_input", hidden_input).shape
+    if shape[-1:] != (router.H,):  # the library cannot see how long the router's rows are
+        raise error(Status.SHAPE, f"hidden_input: has shape {list(shape)}: the last must be the router's {router.H}")
     args.norm_epsilon, args.norm_H = norm_epsilon, norm_H
     args.router = router._args
     if shared is not None:

@@ -105,5 +105,8 @@ def test_block_refused(case, weights):
     ):
         with pytest.raises(moe_tkg.MoeError, match=message):
             moe_tkg.moe_block(case.hidden, router=router, **given)
+    other = moe_tkg.Router(weights[:, :-32], 2)
+    with pytest.raises(moe_tkg.MoeValueError, match=r"hidden_input: has shape \[7, 96\]: .* router's 64"):
+        moe_tkg.moe_block(case.hidden, router=other, experts=packed)
     with pytest.raises(TypeError, match="expert_index"):
         moe_tkg.moe_block(case.hidden, router=router, experts=packed, expert_index=case.index)

@@ -76,6 +76,16 @@ def test_operator_router_block(case):
     assert block.dtype == torch.bfloat16 and block.shape == hidden.shape
 
 
+def test_router_keeps_its_memory(case):
+    weights = torch.nn.Parameter(torch.from_numpy(case.gate_up[0, : case.E].copy()))
+    router = moe_tkg.Router(weights, 2)
+    hidden = tensors(case)[0]
+    before = router(hidden)[0]
+    weights.data = torch.zeros_like(weights)
+    junk = [torch.full_like(weights, 7) for _ in range(10)]
+    assert torch.equal(router(hidden)[0], before) and junk
+
+
 def test_requantised(case):
     gate_up, down = torch.from_numpy(case.gate_up).bfloat16(), torch.from_numpy(case.down).bfloat16()
     for to in ("mxfp4", "fp8"):
