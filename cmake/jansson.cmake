@@ -2,7 +2,11 @@
 # jansson.cmake - finds jansson, which reads and writes the tool's JSON, as the target moe_jansson.
 
 find_path(JANSSON_INCLUDE_DIR jansson.h)
-find_library(JANSSON_LIBRARY jansson)
+if(MOE_PYTHON) # a wheel goes where nobody has installed jansson
+    find_library(JANSSON_LIBRARY NAMES libjansson.a jansson)
+else()
+    find_library(JANSSON_LIBRARY jansson)
+endif()
 mark_as_advanced(JANSSON_INCLUDE_DIR JANSSON_LIBRARY)
 if(NOT JANSSON_INCLUDE_DIR OR NOT JANSSON_LIBRARY)
     message(FATAL_ERROR "The tool moe-tkg needs jansson, which is not here.\n"
