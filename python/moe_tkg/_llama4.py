@@ -30,7 +30,9 @@ def known(block: nn.Module) -> bool:
     """The block's parts are those that its formula is known of."""
     for part, name in ((block.experts, "Llama4TextExperts"), (block.router, "Llama4Router")):
         if _name(part) != _HOME + name:
-            warnings.warn(f"moe_tkg leaves a Llama4TextMoe as it is: it has a {type(part).__name__} for a {name}", stacklevel=4)
+            warnings.warn(
+                f"moe_tkg leaves a Llama4TextMoe as it is: it has a {type(part).__name__} for a {name}", stacklevel=4
+            )
             return False
     return True
 

@@ -155,7 +155,9 @@ _constant_attach = torch.compiler.assume_constant_result(attach)
 def own_forward(module: nn.Module) -> Any:
     """The class's forward below transformers' dispatch, however often that was put around it."""
     forward = type(module).forward
-    while (inner := getattr(forward, "__wrapped__", None)) is not None and forward.__code__.co_filename == _moe.__file__:
+    while (
+        inner := getattr(forward, "__wrapped__", None)
+    ) is not None and forward.__code__.co_filename == _moe.__file__:
         forward = inner
     return forward
 

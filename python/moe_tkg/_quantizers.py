@@ -60,10 +60,11 @@ class _Kept:
                     model, self.quantization_config.modules_to_not_convert, model._keep_in_fp32_modules
                 )
                 self.kept = any(
-                    [
+                    [  # a list: all of them
                         self._keep(module)
                         for name, module in model.named_modules()
-                        if should_convert_module(name, self.modules_to_not_convert) and "is_concatenated" in module.__dict__
+                        if should_convert_module(name, self.modules_to_not_convert)
+                        and "is_concatenated" in module.__dict__
                     ]
                 )
             if not self.kept:
@@ -123,6 +124,9 @@ class Fp8Quantizer(_Kept, FineGrainedFP8HfQuantizer):
 
 
 def register() -> None:
-    for name, theirs, ours in (("mxfp4", Mxfp4HfQuantizer, Mxfp4Quantizer), ("fp8", FineGrainedFP8HfQuantizer, Fp8Quantizer)):
+    for name, theirs, ours in (
+        ("mxfp4", Mxfp4HfQuantizer, Mxfp4Quantizer),
+        ("fp8", FineGrainedFP8HfQuantizer, Fp8Quantizer),
+    ):
         if auto.AUTO_QUANTIZER_MAPPING.get(name) is theirs:
             auto.AUTO_QUANTIZER_MAPPING[name] = ours

@@ -114,13 +114,21 @@ def _both(limit: float | None) -> dict[str, float]:
 
 def _swiglu(module: nn.Module, alpha: str, limit: str, **more: Any) -> Gate:
     return Gate(
-        "swiglu", swiglu_alpha=float(getattr(module, alpha)), swiglu_up_offset=1.0, **_both(_limit(module, limit)), **more
+        "swiglu",
+        swiglu_alpha=float(getattr(module, alpha)),
+        swiglu_up_offset=1.0,
+        **_both(_limit(module, limit)),
+        **more,
     )
 
 
 def _act_behind_limits(module: nn.Module) -> Gate:
     limit = _limit(module, "limit")
-    behind = {} if limit is None else {"act_clamp_upper_limit": limit, "up_clamp_upper_limit": limit, "up_clamp_lower_limit": -limit}
+    behind = (
+        {}
+        if limit is None
+        else {"act_clamp_upper_limit": limit, "up_clamp_upper_limit": limit, "up_clamp_lower_limit": -limit}
+    )
     return Gate(activation(module.act_fn), **behind)
 
 
@@ -140,13 +148,21 @@ _GATES = {
     "models.deepseek_v4.modeling_deepseek_v4.DeepseekV4Experts._apply_gate": lambda m: Gate(
         activation(m.act_fn), **_both(_limit(m, "limit"))
     ),
-    "models.glm5_next.modeling_glm5_next.Glm5NextTextExperts._apply_gate": lambda m: Gate("silu", **_both(_limit(m, "swiglu_limit"))),
-    "models.gpt_oss.modeling_gpt_oss.GptOssExperts._apply_gate": lambda m: _swiglu(m, "alpha", "limit", is_concatenated=False),
+    "models.glm5_next.modeling_glm5_next.Glm5NextTextExperts._apply_gate": lambda m: Gate(
+        "silu", **_both(_limit(m, "swiglu_limit"))
+    ),
+    "models.gpt_oss.modeling_gpt_oss.GptOssExperts._apply_gate": lambda m: _swiglu(
+        m, "alpha", "limit", is_concatenated=False
+    ),
     "models.hy_v4.modeling_hy_v4.HYV4Experts._apply_gate": lambda m: Gate("silu", **_both(_limit(m, "swiglu_limit"))),
-    "models.hy_v4_vl.modeling_hy_v4_vl.HYV4VLExperts._apply_gate": lambda m: Gate("silu", **_both(_limit(m, "swiglu_limit"))),
-    "models.minimax_m3_vl.modeling_minimax_m3_vl.MiniMaxM3VLExperts._apply_gate": lambda m: _swiglu(m, "swiglu_alpha", "swiglu_limit"),
-    "models.openai_privacy_filter.modeling_openai_privacy_filter.OpenAIPrivacyFilterExperts._apply_gate": lambda m: _swiglu(
-        m, "alpha", "limit"
+    "models.hy_v4_vl.modeling_hy_v4_vl.HYV4VLExperts._apply_gate": lambda m: Gate(
+        "silu", **_both(_limit(m, "swiglu_limit"))
+    ),
+    "models.minimax_m3_vl.modeling_minimax_m3_vl.MiniMaxM3VLExperts._apply_gate": lambda m: _swiglu(
+        m, "swiglu_alpha", "swiglu_limit"
+    ),
+    "models.openai_privacy_filter.modeling_openai_privacy_filter.OpenAIPrivacyFilterExperts._apply_gate": lambda m: (
+        _swiglu(m, "alpha", "limit")
     ),
     "models.step3p7.modeling_step3p7.Step3p7Experts._apply_gate": _act_behind_limits,
 }
@@ -180,7 +196,9 @@ def _compare(found: Gate, theirs: Any, I: int) -> None:  # noqa: E741
     """Of 2 I columns, or I: every kind of value in each place."""
     columns = 2 * I if found.has_gate else I
     steps = torch.arange(8 * columns, dtype=torch.float32)
-    x = (torch.sin(steps * 12.9898) * torch.tensor([0.1, 1.0, 4.0, 40.0]).repeat_interleave(2 * columns)).view(8, columns)
+    x = (torch.sin(steps * 12.9898) * torch.tensor([0.1, 1.0, 4.0, 40.0]).repeat_interleave(2 * columns)).view(
+        8, columns
+    )
     with torch.no_grad():
         want, got = found(x), theirs(x)
     if got.shape != want.shape or not torch.allclose(got, want, rtol=1e-4, atol=1e-5):

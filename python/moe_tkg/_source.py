@@ -102,7 +102,10 @@ class Source:
     def pack(self, module: nn.Module, weights: str | None, context: Context) -> Experts:
         """The module's experts as its parameters are now.  Weights that are quantised already stay in their format."""
         p = {name: module._parameters[name].detach() for name in self.names}
-        biases = {"gate_up_bias" if self.gated else "up_bias": p.get(f"{self.first}_bias"), "down_bias": p.get("down_proj_bias")}
+        biases = {
+            "gate_up_bias" if self.gated else "up_bias": p.get(f"{self.first}_bias"),
+            "down_bias": p.get("down_proj_bias"),
+        }
         how: dict[str, Any] = {"is_concatenated": self.gate.is_concatenated, "context": context, **biases}
         if self.kind == "mxfp4":
             return self._fused(

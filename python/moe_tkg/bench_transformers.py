@@ -41,7 +41,14 @@ def _config(layers: int, tiny: bool) -> transformers.Qwen3MoeConfig:
         vocab_size=vocabulary - vocabulary % 64,
     )
     if tiny:
-        size.update(hidden_size=128, moe_intermediate_size=64, num_experts=16, num_attention_heads=4, head_dim=32, vocab_size=512)
+        size.update(
+            hidden_size=128,
+            moe_intermediate_size=64,
+            num_experts=16,
+            num_attention_heads=4,
+            head_dim=32,
+            vocab_size=512,
+        )
     return transformers.Qwen3MoeConfig(
         num_hidden_layers=layers, norm_topk_prob=True, tie_word_embeddings=False, max_position_embeddings=4096, **size
     )
@@ -209,8 +216,15 @@ def plot(found: dict[str, Any], path: str) -> None:
     figure, axes = plt.subplots(figsize=(8, 4))
     width = 0.8 / len(names)
     for i, name in enumerate(names):
-        heights = [r["tokens_per_second"] for b in batches for r in found["results"] if (r["implementation"], r["batch"]) == (name, b)]
-        bars = axes.bar([b + (i - (len(names) - 1) / 2) * width for b in range(len(batches))], heights, width, label=name)
+        heights = [
+            r["tokens_per_second"]
+            for b in batches
+            for r in found["results"]
+            if (r["implementation"], r["batch"]) == (name, b)
+        ]
+        bars = axes.bar(
+            [b + (i - (len(names) - 1) / 2) * width for b in range(len(batches))], heights, width, label=name
+        )
         axes.bar_label(bars, fmt="%.0f", fontsize=7)
     axes.set_xticks(range(len(batches)), [f"batch {b}" for b in batches])
     axes.set_ylabel("tokens/s")
@@ -228,7 +242,9 @@ def plot(found: dict[str, Any], path: str) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(prog="python -m moe_tkg.bench_transformers", description=__doc__.split("\n\n")[0])
-    p.add_argument("files", nargs="*", metavar="FILE", help="what --json wrote: shown together, in place of a measurement")
+    p.add_argument(
+        "files", nargs="*", metavar="FILE", help="what --json wrote: shown together, in place of a measurement"
+    )
     p.add_argument("--layers", type=int, default=4)
     p.add_argument("--batch", type=lambda s: [int(b) for b in s.split(",")], default=[1, 4, 16], help="default: 1,4,16")
     p.add_argument("--tokens", type=int, default=16, help="steps that are timed (default: %(default)s)")

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from . import _abi
-from ._abi import ContextOptions, DType, Status, lib, sized
+from ._abi import ContextOptions, Status, lib, sized
 from ._array import torch_dtypes
 from ._context import Context
 from ._errors import check, error

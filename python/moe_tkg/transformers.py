@@ -13,7 +13,7 @@ is recognised, how numbers are rounded, and when changed weights are noticed.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import nn
 from transformers.integrations import moe as _moe
@@ -73,11 +73,13 @@ def report(model: nn.Module) -> list[LayerReport]:
     return found
 
 
-def accelerate(model: nn.Module, weights: str | None = None, *, free: bool = False, act_mode: str | None = None) -> nn.Module:
+def accelerate(
+    model: nn.Module, weights: str | None = None, *, free: bool = False, act_mode: str | None = None
+) -> nn.Module:
     """Switches the model's experts to this library, packs every layer now, and returns the model.
 
     weights    None: as they are.  "bf16-lossless": bf16 in about 12 bits, the same bits come out; "mxfp4", "fp8": requantised
-               (``moe_tkg.quantize_mxfp4``; e4m3fn with a scale for each row).  Weights that are MXFP4 or FP8 already stay as they are.
+               (``moe_tkg.quantize_mxfp4``; e4m3fn with a scale for each row).  MXFP4 and FP8 stay as they are.
     free       True: frees each layer's parameters once it is packed.  The model then runs by this library alone, and cannot
                be saved, trained or moved back to another implementation.
     act_mode   "exact", "mxfp8" or "int8": what activations are rounded to (``moe_tkg.ActMode``); None: the default.
@@ -94,7 +96,9 @@ def accelerate(model: nn.Module, weights: str | None = None, *, free: bool = Fal
     for name, module, _ in found:
         slot = module.__dict__.get(SLOT)
         if slot is not None and slot.layer is not None and slot.layer.freed and slot.layer.weights != weights:
-            raise ValueError(f"{name}: its weights were freed when they were packed with weights={slot.layer.weights!r}")
+            raise ValueError(
+                f"{name}: its weights were freed when they were packed with weights={slot.layer.weights!r}"
+            )
     for name, module, block in found:
         slot = module.__dict__.get(SLOT)
         if slot is not None and slot.layer is not None and slot.layer.freed:

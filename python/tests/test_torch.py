@@ -29,7 +29,11 @@ def weights(dtype, seed=0):
 def tokens(T, dtype, seed=1, index_dtype=torch.int64):
     g = torch.Generator().manual_seed(seed)
     hidden = torch.randn(T, H, generator=g).to(dtype)
-    index = torch.stack([torch.randperm(E, generator=g)[:K] for _ in range(T)]) if T else torch.empty(0, K, dtype=torch.int64)
+    index = (
+        torch.stack([torch.randperm(E, generator=g)[:K] for _ in range(T)])
+        if T
+        else torch.empty(0, K, dtype=torch.int64)
+    )
     return hidden, index.to(index_dtype), torch.rand(T, K, generator=g)
 
 
@@ -113,7 +117,9 @@ def test_compile(layer):
 def test_strides(layer):
     hidden, index, affinities = tokens(4, torch.float32)
     want = layer(hidden, index, affinities)
-    assert torch.equal(layer(hidden.t().contiguous().t(), index.t().contiguous().t(), affinities.t().contiguous().t()), want)
+    assert torch.equal(
+        layer(hidden.t().contiguous().t(), index.t().contiguous().t(), affinities.t().contiguous().t()), want
+    )
     assert torch.equal(layer(torch.stack([hidden, hidden], 1)[:, 1], index, affinities), want)
 
 

@@ -63,7 +63,16 @@ def experts_of(model):
 
 
 def test_families_are_here():
-    assert set(FAMILIES) >= {"qwen2_moe", "qwen3_moe", "mixtral", "olmoe", "deepseek_v3", "glm4_moe", "granitemoe", "gpt_oss"}
+    assert set(FAMILIES) >= {
+        "qwen2_moe",
+        "qwen3_moe",
+        "mixtral",
+        "olmoe",
+        "deepseek_v3",
+        "glm4_moe",
+        "granitemoe",
+        "gpt_oss",
+    }
 
 
 @pytest.mark.parametrize("batch", [1, 3, 16])
@@ -179,7 +188,10 @@ def test_half_types(dtype, bound):
 
 def test_unsuited_shape_is_left_alone():
     eager, ours = twins(moe_intermediate_size=40)
-    with pytest.warns(UserWarning, match="H = 64 and I = 40 must be multiples of 32 for"), pytest.raises(ValueError, match="40"):
+    with (
+        pytest.warns(UserWarning, match="H = 64 and I = 40 must be multiples of 32 for"),
+        pytest.raises(ValueError, match="40"),
+    ):
         accelerated.accelerate(ours, "mxfp4")
     with pytest.raises(ValueError, match="weights = 'int3': must be one of"):
         accelerated.accelerate(ours, "int3")
@@ -318,15 +330,16 @@ def test_unknown_activation(act):
     left_alone(tiny_models.model("mixtral", hidden_act=act), "leaves MixtralExperts as it is: its activation is")
 
 
-@pytest.mark.parametrize("act", ["silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "relu", "relu2", "quick_gelu"])
+@pytest.mark.parametrize(
+    "act", ["silu", "swish", "gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_python_tanh", "relu", "relu2", "quick_gelu"]
+)
 def test_known_activation(act):
     eager, ours = twins("mixtral", hidden_act=act)
     accelerated.accelerate(ours)
     assert close(logits(ours), logits(eager))
 
 
-def test_gate_of_its_own(monkeypatch):
-    from transformers.models.mixtral.modeling_mixtral import MixtralExperts
+def test_gate_of_its_own():
 
     def gate(self, gate_up):
         a, b = gate_up.chunk(2, dim=-1)
@@ -356,11 +369,14 @@ def test_gate_of_another_version(monkeypatch):
         logits(model)
 
 
-def test_other_experts(monkeypatch):
+def test_other_experts():
     """A norm behind each expert; parameters of another kind, on another device, of another type."""
     for change, said in [
         (lambda m: setattr(m, "has_post_expert_norm", True), "normalises"),
-        (lambda m: setattr(m, "gate_up_proj", torch.nn.Parameter(m.gate_up_proj.double())), "gate_up_proj is torch.float64"),
+        (
+            lambda m: setattr(m, "gate_up_proj", torch.nn.Parameter(m.gate_up_proj.double())),
+            "gate_up_proj is torch.float64",
+        ),
         (lambda m: setattr(m, "down_proj", torch.nn.Parameter(m.down_proj.to("meta"))), "down_proj is on device meta"),
         (lambda m: setattr(m, "down_proj", torch.nn.Parameter(m.down_proj[:, :-1])), "do not fit together"),
         (lambda m: setattr(m, "gate_up_proj", None), "has no parameter gate_up_proj"),
@@ -386,7 +402,9 @@ def test_some_layers():
 
 def test_no_experts():
     dense = transformers.AutoModelForCausalLM.from_config(
-        transformers.Qwen3Config(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32)
+        transformers.Qwen3Config(
+            hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
+        )
     )
     with pytest.raises(ValueError, match="Qwen3ForCausalLM has no experts"):
         accelerated.accelerate(dense)
@@ -409,7 +427,11 @@ def test_sentinels():
     accelerated.accelerate(ours)
     a, b = experts_of(eager)[0], experts_of(ours)[0]
     g = torch.Generator().manual_seed(2)
-    hidden, index, affinities = torch.randn(9, 64, generator=g), torch.randint(9, (9, 2), generator=g), torch.rand(9, 2, generator=g)
+    hidden, index, affinities = (
+        torch.randn(9, 64, generator=g),
+        torch.randint(9, (9, 2), generator=g),
+        torch.rand(9, 2, generator=g),
+    )
     assert (index == 8).any()
     with torch.no_grad():
         assert close(b(hidden, index, affinities), a(hidden, index, affinities))
@@ -582,7 +604,12 @@ def test_deepseek_v3_fp8(tmp_path, intermediate, monkeypatch):
         values[name] = codes.float() * wide
         return {name: codes, name.replace("weight", "weight_scale_inv"): scale}
 
-    quantization = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    quantization = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [128, 128],
+    }
     tensors = rewrite(tmp_path, change, quantization)
     assert any("experts.0.gate_proj.weight_scale_inv" in name for name in tensors)
     ours = load(tmp_path, "moe_tkg")
@@ -596,7 +623,9 @@ def test_deepseek_v3_fp8(tmp_path, intermediate, monkeypatch):
     config = model.config
     config.dtype = torch.float32
     config.save_pretrained(plain)
-    save_file({name: t.float().contiguous() for name, t in values.items()}, plain / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: t.float().contiguous() for name, t in values.items()}, plain / "model.safetensors", {"format": "pt"}
+    )
     eager = load(plain, "eager")
     assert close(logits(ours), logits(eager))
     assert {r.format for r in accelerated.report(ours)} == {"e4m3fn"}

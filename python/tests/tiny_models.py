@@ -24,7 +24,14 @@ _BASE = dict(
 FAMILIES: dict[str, tuple[str, dict]] = {
     "qwen3_moe": (
         "Qwen3MoeConfig",
-        dict(intermediate_size=96, moe_intermediate_size=48, num_experts=8, num_experts_per_tok=2, head_dim=16, norm_topk_prob=True),
+        dict(
+            intermediate_size=96,
+            moe_intermediate_size=48,
+            num_experts=8,
+            num_experts_per_tok=2,
+            head_dim=16,
+            norm_topk_prob=True,
+        ),
     ),
     "qwen2_moe": (
         "Qwen2MoeConfig",
