@@ -161,14 +161,20 @@ static void change_scalar(subject *s, input *in)
 
 /* ---- memory ---------------------------------------------------------------------------------- */
 
-/* The bytes that an array [rows, columns] spans; false if no call takes it, or not here. */
+/* Whether every call refuses an array [rows, columns] without a look at its data.  One of columns 0,
+ * a vector, has no use for column_stride. */
+static bool refused(const moe_array *a, int64_t rows, int64_t columns)
+{
+    return a->dtype < MOE_BF16 || a->dtype > MOE_F32 || rows < 1 || rows > 4096 ||
+           a->row_stride < 0 || (columns > 0 && a->column_stride < 0);
+}
+
+/* The bytes that an array spans which is not refused; false if they are more than it can have here. */
 static bool span_of(const moe_array *a, int64_t rows, int64_t columns, size_t *bytes)
 {
-    size_t row, column, element = moe_dtype_size(a->dtype);
-    return a->dtype >= MOE_BF16 && a->dtype <= MOE_F32 && rows > 0 && columns > 0 &&
-           a->row_stride >= 0 && a->column_stride >= 0 &&
-           checked_mul((size_t)rows - 1, (size_t)a->row_stride, &row) &&
-           checked_mul((size_t)columns - 1, (size_t)a->column_stride, &column) &&
+    size_t row, column = 0, element = moe_dtype_size(a->dtype);
+    return checked_mul((size_t)rows - 1, (size_t)a->row_stride, &row) &&
+           (columns == 0 || checked_mul((size_t)columns - 1, (size_t)a->column_stride, &column)) &&
            checked_add(row, column, bytes) && checked_add(*bytes, element, bytes) &&
            *bytes <= MOST_BYTES;
 }
@@ -179,13 +185,9 @@ static bool fit_arrays(subject *s, uint8_t seed)
     const int64_t E = s->args.router.E, H = s->layer.spec.H;
     for (size_t i = 0; i < ARRAYS; i++) {
         moe_array *a = array_of(s, i);
-        size_t bytes;
-        if (!span_of(a, i == 0 || i == 4 ? H : E, i == 1 ? H : 1, &bytes)) {
-            bool judged_without = a->dtype < MOE_BF16 || a->dtype > MOE_F32 || a->row_stride < 0 ||
-                                  a->column_stride < 0 || E < 1 || E > 4096;
-            if (!judged_without) return false;
-            bytes = 16;
-        }
+        const int64_t rows = i == 0 || i == 4 ? H : E, columns = i == 1 ? H : 0;
+        size_t bytes = 16;
+        if (!refused(a, rows, columns) && !span_of(a, rows, columns, &bytes)) return false;
         uint8_t *memory = malloc(bytes);
         MUST(memory != NULL);
         for (size_t n = 0; n < bytes; n++)
