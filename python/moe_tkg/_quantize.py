@@ -173,14 +173,15 @@ def _e4m3fn(x: np.ndarray) -> np.ndarray:
 
 
 def _fp8(x: np.ndarray, codes: np.ndarray, scale: np.ndarray, k: int) -> None:
-    """Some rows of one block's, x [r, columns], to codes and scale [ceil(columns / k)]."""
-    x = np.ascontiguousarray(x, np.float32)
+    """n blocks' rows, x [n r, columns], to codes and scale [n, ceil(columns / k)]."""
     columns = x.shape[1]
-    largest = np.maximum.reduceat(np.abs(x).max(0), np.arange(0, columns, k))
+    x = np.ascontiguousarray(x, np.float32).reshape(len(scale), -1, columns)
+    largest = np.maximum.reduceat(np.abs(x).max(1), np.arange(0, columns, k), axis=1)
     if not np.isfinite(largest).all():
         raise error(Status.VALUE, "weights: hold an infinity or a NaN: cannot be quantised")
     scale[:] = np.where(largest > 0, np.maximum(largest / FP8_LARGEST, np.finfo(np.float32).tiny), np.float32(1))
-    codes[:] = _e4m3fn(x / np.repeat(scale, k)[:columns])
+    by = scale if k >= columns else np.repeat(scale, k, axis=1)[:, :columns]
+    codes[:] = _e4m3fn(x / by[:, None]).reshape(codes.shape)
 
 
 def quantize_fp8(weights: Any, block: tuple[int, int] | None = (128, 128)) -> Quantized:
@@ -198,19 +199,16 @@ def quantize_fp8(weights: Any, block: tuple[int, int] | None = (128, 128)) -> Qu
     across, down = -(-columns // k), -(-rows // r)
     codes = np.empty(x.shape, np.uint8)
     scales = np.empty((*x.shape[:-2], down, across), np.float32)
-    flat_codes, flat_scales = codes.reshape(-1, columns), scales.reshape(-1, down, across)
-    outer = list(np.ndindex(x.shape[:-2]))
-    step = max(1, CHUNK // max(1, r * columns))  # blocks of rows
-    starts = [(n, first) for n in range(len(outer)) for first in range(0, down, step)] if x.size else []
+    whole, step = rows // r, max(1, CHUNK // max(1, r * columns))  # in blocks of rows
+    starts = [range(first, min(first + step, whole)) for first in range(0, whole, step)] + [range(whole, down)] * (whole < down)
+    pieces = [(outer, part) for outer in np.ndindex(x.shape[:-2]) for part in starts] if columns else []
 
     def run(i: int) -> None:
-        n, first = starts[i]
-        for b in range(first, min(first + step, down)):
-            last = min((b + 1) * r, rows)
-            at = slice(n * rows + b * r, n * rows + last)
-            _fp8(x[outer[n]][b * r : last], flat_codes[at], flat_scales[n, b], k)
+        outer, part = pieces[i]
+        at = slice(part.start * r, min(part.stop * r, rows))
+        _fp8(x[outer][at], codes[outer][at], scales[outer][part.start : part.stop], k)
 
-    _each(run, range(len(starts)))
+    _each(run, range(len(pieces)))
     codes = codes.view(ml_dtypes.float8_e4m3fn)
     return Quantized(codes, scales[..., 0] if block is None else scales)
 
