@@ -623,12 +623,18 @@ typedef enum moe_router_score {
     MOE_SCORE_SQRT_SOFTPLUS = 3 /* sqrt(log(1 + exp(logit))) */
 } moe_router_score;
 
+/* What groups of experts are ranked by. */
+typedef enum moe_group_rank {
+    MOE_GROUP_TWO_BEST = 0, /* the sum of their two best experts (DeepSeek-V3) */
+    MOE_GROUP_BEST = 1      /* their best expert (DeepSeek-V2) */
+} moe_group_rank;
+
 /* For each token t: logits = weights . x[t] + bias, scores of them, the K experts with the largest
  * score + selection_bias (without one the largest logits, which come in the same order; ties: the
  * lowest index first; NaN last), and their weights: score, without that bias, divided by the sum
  * of the K if normalize, times scale.  With groups the experts are neighbours in n_group groups of
- * E / n_group, and only those of the topk_group best groups are chosen from: a group's rank is the
- * sum of its two best (score + selection_bias; with TOPK_SOFTMAX logits), of all if it has one.
+ * E / n_group, and only those of the topk_group best groups are chosen from: a group's rank is its
+ * best or the sum of its two best (score + selection_bias; with TOPK_SOFTMAX logits).
  * docs/numerics.md has every rounding.  Make one with moe_router_args_init(). */
 typedef struct moe_router_args {
     size_t struct_size;       /* sizeof(moe_router_args) */
@@ -643,6 +649,7 @@ typedef struct moe_router_args {
     float normalize_epsilon;     /* added to that sum: 1e-20 in DeepSeek-V3; 0 or more */
     float scale;                 /* times the weights: 1 for none */
     int32_t n_group, topk_group; /* 0, 0 (or 1, 1): no groups */
+    moe_group_rank group_rank;
 } moe_router_args;
 
 static inline moe_router_args moe_router_args_init(void)

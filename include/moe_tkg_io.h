@@ -82,6 +82,7 @@ typedef struct moe_layer_info {
      * Owned by the model or layer that was asked. */
     const char *foreign_router;
     moe_router_score score;
+    moe_group_rank group_rank;
     int32_t normalize, n_group, topk_group, has_router_bias, has_selection_bias;
     float normalize_epsilon, scale;
     int64_t shared_I; /* 0: no shared expert */

@@ -173,8 +173,8 @@ static void offer(best *b, size_t index, float key)
     b->key[at] = key;
 }
 
-/* A group's rank: the sum of its two best, the larger first. */
-static float rank_of(const float *rank_key, size_t n)
+/* A group's rank: its best, or the sum of its two best, the larger first. */
+static float rank_of(const float *rank_key, size_t n, bool best_alone)
 {
     float high = rank_key[0], low = n > 1 ? rank_key[1] : 0.0f;
     if (n == 1) return high;
@@ -190,7 +190,7 @@ static float rank_of(const float *rank_key, size_t n)
         } else if (is_better(rank_key[i], low)) {
             low = rank_key[i];
         }
-    return high + low;
+    return best_alone ? high : high + low;
 }
 
 /* Which groups are chosen from. */
@@ -200,9 +200,10 @@ static void keep_groups(const router *r, const float *rank_key, bool *kept)
     float key[ROUTER_MOST_E];
     best groups = {0, r->kept, index, key};
     const size_t n = r->E / r->groups;
+    const bool best_alone = r->args->group_rank == MOE_GROUP_BEST;
     for (size_t g = 0; g < r->groups; g++) {
         kept[g] = r->groups == 1;
-        if (r->groups > 1) offer(&groups, g, rank_of(rank_key + g * n, n));
+        if (r->groups > 1) offer(&groups, g, rank_of(rank_key + g * n, n, best_alone));
     }
     for (size_t i = 0; i < groups.n; i++) kept[groups.index[i]] = true;
 }

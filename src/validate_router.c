@@ -135,6 +135,7 @@ moe_status validate_router(const moe_router_args *a, router *r)
     moe_status s = error_struct_size(a, sizeof *a, "moe_router_args");
     if (s == MOE_OK) s = validate_enumerator("score", (int)a->score, 0, MOE_SCORE_SQRT_SOFTPLUS);
     if (s == MOE_OK) s = validate_enumerator("normalize", a->normalize, 0, 1);
+    if (s == MOE_OK) s = validate_enumerator("group_rank", (int)a->group_rank, 0, MOE_GROUP_BEST);
     if (s == MOE_OK) s = in_range("E", a->E, 1, ROUTER_MOST_E);
     if (s == MOE_OK) s = in_range("K", a->K, 1, a->E < ROUTER_MOST_K ? a->E : ROUTER_MOST_K);
     if (s != MOE_OK) return s;

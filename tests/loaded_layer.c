@@ -67,6 +67,7 @@ static void describe(moe_layer_info *i, unsigned kind)
     i->normalize_epsilon = 1e-20f;
     i->scale = 2.5f;
     i->n_group = i->topk_group = kind == 0 ? 2 : 0;
+    i->group_rank = kind == 0 ? MOE_GROUP_BEST : MOE_GROUP_TWO_BEST;
     i->has_router_bias = kind == 1;
     i->has_selection_bias = kind == 0;
     i->bytes = 123456789;

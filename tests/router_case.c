@@ -75,6 +75,7 @@ void router_case_make(router_case *s, uint64_t seed, size_t T)
     if ((d >> 40 & 1) && a->E % groups == 0) {
         a->n_group = (int32_t)groups;
         a->topk_group = (int32_t)(1 + (d >> 44) % (uint64_t)groups);
+        a->group_rank = d >> 56 & 1 ? MOE_GROUP_BEST : MOE_GROUP_TWO_BEST;
         int64_t open = a->topk_group * (a->E / groups);
         if (a->K > open) a->K = open;
     }

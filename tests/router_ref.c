@@ -106,7 +106,7 @@ static void route(const moe_router_args *a, const float *logit, float *score, si
         size_t two[2];
         largest(ranked + g * size, all, size, size < 2 ? 1 : 2, two);
         rank[g] = ranked[g * size + two[0]];
-        if (size > 1) rank[g] += ranked[g * size + two[1]];
+        if (size > 1 && a->group_rank == MOE_GROUP_TWO_BEST) rank[g] += ranked[g * size + two[1]];
     }
     if (groups > 1) largest(rank, all, groups, (size_t)a->topk_group, kept);
     for (size_t i = 0; groups > 1 && i < (size_t)a->topk_group; i++)

@@ -44,6 +44,7 @@ typedef struct checkpoint_case {
     const char *family, *config, *format, *shared_format, *foreign;
     int shared_I;
     moe_router_score score;
+    moe_group_rank group_rank;
     int normalize;
     const char *optional; /* what a name that may lack ends in */
     const char *lines[20];
@@ -177,13 +178,22 @@ static const checkpoint_case cases[] = {
      .shared_I = FILES_I,
      .lines = {L "mlp.gate.weight BF16 E,H", PROJECTIONS(L "mlp.", "BF16"),
                SHARED(L "mlp.shared_experts.", "I")}},
-    {.family = "deepseek-v2", /* groups ranked by their best expert alone */
+    {.family = "deepseek-v2",
      .config = "{\"model_type\": \"deepseek_v2\", \"topk_method\": \"group_limited_greedy\", "
                "\"n_group\": 3, \"topk_group\": 2, " SIZES DEEPSEEK "}",
      .format = "bf16",
      .shared_format = "bf16",
      .shared_I = FILES_I,
-     .foreign = "group_limited_greedy",
+     .group_rank = MOE_GROUP_BEST,
+     .lines = {L "mlp.gate.weight BF16 E,H", PROJECTIONS(L "mlp.", "BF16"),
+               SHARED(L "mlp.shared_experts.", "I")}},
+    {.family = "deepseek-v2", /* normalised or scaled: who is right? */
+     .config = "{\"model_type\": \"deepseek_v2\", \"topk_method\": \"group_limited_greedy\", "
+               "\"n_group\": 3, \"topk_group\": 2, \"norm_topk_prob\": true, " SIZES DEEPSEEK "}",
+     .format = "bf16",
+     .shared_format = "bf16",
+     .shared_I = FILES_I,
+     .foreign = "norm_topk_prob with softmax and groups",
      .lines = {PROJECTIONS(L "mlp.", "BF16"), SHARED(L "mlp.shared_experts.", "I")}},
     {.family = "deepseek-v3",
      .config =
@@ -387,6 +397,7 @@ static void finds(void **state)
         moe_block_args args;
         assert_int_equal(moe_layer_args(layer, &args), MOE_OK);
         assert_int_equal(args.router.E, c->foreign ? 0 : FILES_E);
+        assert_int_equal(args.router.group_rank, c->group_rank);
         assert_int_equal(moe_layer_free(layer), MOE_OK);
         moe_model_close(model);
         model_files_free(&f);

@@ -344,9 +344,13 @@ static void test_groups(void **state)
     expect_index((float[]){NAN, 5, 1, 1, 1, 1}, 6, &args, (int32_t[]){2, 3}); /* NaN ranks last */
     args.n_group = 6; /* a group is an expert */
     expect_index((float[]){0, 5, 1, 7, 1, 1}, 6, &args, (int32_t[]){3, 1});
-    args.score = MOE_SCORE_TOPK_SOFTMAX;
-    args.n_group = 3;
+    args.n_group = 3; /* the best alone, or two */
     args.topk_group = 1;
+    args.group_rank = MOE_GROUP_BEST;
+    expect_index((float[]){3, -9, 2, 2, 0, 2.5f}, 6, &args, (int32_t[]){0, 1});
+    args.group_rank = MOE_GROUP_TWO_BEST;
+    expect_index((float[]){3, -9, 2, 2, 0, 2.5f}, 6, &args, (int32_t[]){2, 3});
+    args.score = MOE_SCORE_TOPK_SOFTMAX;
     expect_index((float[]){9, -9, 1, 1, 0, 1.5f}, 6, &args, (int32_t[]){2, 3});
 }
 
@@ -425,6 +429,7 @@ static void test_refused(void **state)
     REFUSED((a.n_group = -1, a.topk_group = 1), MOE_E_VALUE, "n_group = -1");
     REFUSED((a.n_group = 3, a.topk_group = 1), MOE_E_SHAPE, "must divide E = 4");
     REFUSED((a.n_group = 4, a.topk_group = 1), MOE_E_VALUE, "have 1 experts");
+    REFUSED(a.group_rank = (moe_group_rank)2, MOE_E_BAD_ENUM, "group_rank = 2");
     REFUSED(a.weights.dtype = MOE_DTYPE_NONE, MOE_E_NULL_ARG, "weights.dtype");
     REFUSED(a.weights.dtype = MOE_E4M3FN, MOE_E_DTYPE, "e4m3fn");
     REFUSED(a.weights.dtype = (moe_dtype)99, MOE_E_BAD_ENUM, "99");

@@ -72,7 +72,9 @@ void cli_model_router_words(const moe_layer_info *l, char text[CLI_MODEL_WORDS])
             l->score == MOE_SCORE_SQRT_SOFTPLUS ? "sqrt(softplus)" : score_name(l->score));
     if (l->has_router_bias) add(text, ", bias");
     if (l->has_selection_bias) add(text, " + selection bias");
-    if (l->n_group > 1) add(text, ", best %d of %d groups", (int)l->topk_group, (int)l->n_group);
+    if (l->n_group > 1)
+        add(text, ", best %d of %d groups%s", (int)l->topk_group, (int)l->n_group,
+            l->group_rank == MOE_GROUP_BEST ? " by one expert each" : "");
     if (l->score != MOE_SCORE_TOPK_SOFTMAX) {
         add(text, ", top %lld", (long long)l->K);
         if (l->normalize) add(text, ", normalised");
@@ -100,14 +102,15 @@ static json_t *optional(moe_optional_float number)
 static json_t *router_json(const moe_layer_info *l)
 {
     if (l->foreign_router) return json_pack("{s:o}", "foreign", cli_json_text(l->foreign_router));
-    return json_pack("{s:s, s:b, s:o, s:o, s:i, s:i, s:b, s:b}",             //
-                     "score", score_name(l->score),                          //
-                     "normalize", l->normalize,                              //
-                     "epsilon", cli_json_real((double)l->normalize_epsilon), //
-                     "scale", cli_json_real((double)l->scale),               //
-                     "n_group", (int)l->n_group,                             //
-                     "topk_group", (int)l->topk_group,                       //
-                     "bias", l->has_router_bias,                             //
+    return json_pack("{s:s, s:b, s:o, s:o, s:i, s:i, s:s, s:b, s:b}",                     //
+                     "score", score_name(l->score),                                       //
+                     "normalize", l->normalize,                                           //
+                     "epsilon", cli_json_real((double)l->normalize_epsilon),              //
+                     "scale", cli_json_real((double)l->scale),                            //
+                     "n_group", (int)l->n_group,                                          //
+                     "topk_group", (int)l->topk_group,                                    //
+                     "group_rank", l->group_rank == MOE_GROUP_BEST ? "best" : "two_best", //
+                     "bias", l->has_router_bias,                                          //
                      "selection_bias", l->has_selection_bias);
 }
 

@@ -9,7 +9,7 @@ Arrays are NumPy's (ml_dtypes for bf16 and fp8), PyTorch's, or anything with ``_
 results are of the kind of ``hidden``.  Errors are ``MoeError``.  Calls release the GIL.
 """
 
-from ._abi import Activation, ActMode, AffinityScale, DType, Packing, RouterScore, Status
+from ._abi import Activation, ActMode, AffinityScale, DType, GroupRank, Packing, RouterScore, Status
 from ._abi import lib as _lib
 from ._array import Tensor
 from ._config import show_config
@@ -32,6 +32,7 @@ __all__ = [
     "DType",
     "Experts",
     "ExpertsInfo",
+    "GroupRank",
     "Layer",
     "LayerInfo",
     "Model",

@@ -140,6 +140,13 @@ class RouterScore(enum.IntEnum):
     SQRT_SOFTPLUS = 3
 
 
+class GroupRank(enum.IntEnum):
+    """What groups of experts are ranked by."""
+
+    TWO_BEST = 0
+    BEST = 1
+
+
 class Tensor(Structure):
     _fields_ = [
         ("data", c_void_p),
@@ -292,6 +299,7 @@ class RouterArgs(Structure):
         ("scale", c_float),
         ("n_group", c_int32),
         ("topk_group", c_int32),
+        ("group_rank", c_int),
     ]
 
 
@@ -355,6 +363,7 @@ class LayerInfo(Structure):
         ("scaling", c_int),
         ("foreign_router", c_char_p),
         ("score", c_int),
+        ("group_rank", c_int),
         ("normalize", c_int32),
         ("n_group", c_int32),
         ("topk_group", c_int32),

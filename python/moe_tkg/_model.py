@@ -8,7 +8,7 @@ from ctypes import byref, c_void_p
 from typing import Any, Callable, NamedTuple
 
 from . import _abi
-from ._abi import Activation, AffinityScale, Packing, RouterScore, Status, io, sized
+from ._abi import Activation, AffinityScale, GroupRank, Packing, RouterScore, Status, io, sized
 from ._array import view
 from ._context import Context
 from ._errors import check, error
@@ -46,6 +46,7 @@ class LayerInfo(NamedTuple):
     normalize: bool
     n_group: int
     topk_group: int
+    group_rank: str
     has_router_bias: bool
     has_selection_bias: bool
     normalize_epsilon: float
@@ -57,7 +58,7 @@ class LayerInfo(NamedTuple):
     expert_bytes: int
 
 
-_ENUMS = {"activation": Activation, "scaling": AffinityScale, "score": RouterScore}
+_ENUMS = {"activation": Activation, "scaling": AffinityScale, "score": RouterScore, "group_rank": GroupRank}
 _FLAGS = {"has_gate", "has_bias", "normalize", "has_router_bias", "has_selection_bias", "has_shared_gate"}
 
 

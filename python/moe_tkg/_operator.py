@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 
 from . import _abi
-from ._abi import ActMode, Activation, AffinityScale, DType, Packing, RouterScore, Status, lib, sized
+from ._abi import ActMode, Activation, AffinityScale, DType, GroupRank, Packing, RouterScore, Status, lib, sized
 from ._array import DTYPE_NAME, NUMPY_OF, View, dense, dtype_of, empty, tensor, writable
 from ._context import Context, default_context
 from ._errors import check, error
 
 
-_MEMBERS = {kind: {m.name.lower(): int(m) for m in kind} for kind in (ActMode, Activation, AffinityScale, Packing, RouterScore)}
+_KINDS = (ActMode, Activation, AffinityScale, GroupRank, Packing, RouterScore)
+_MEMBERS = {kind: {m.name.lower(): int(m) for m in kind} for kind in _KINDS}
 
 
 def enumerator(kind, name: str, value: Any) -> int:

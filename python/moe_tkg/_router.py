@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from . import _abi
-from ._abi import DType, RouterScore, Status, lib, sized
+from ._abi import DType, GroupRank, RouterScore, Status, lib, sized
 from ._array import View, dense, empty, tensor, view
 from ._context import Context
 from ._errors import check, error
@@ -49,6 +49,7 @@ class Router:
     normalize          divide the K weights by their sum, to which normalize_epsilon is added
     scale              times the weights
     n_group, topk_group  choose from the topk_group best of n_group groups of neighbours
+    group_rank         by which they are best: "two_best", the sum of their two best experts, or "best"
 
     Refers to the arrays' memory, and keeps it.  Raises MoeTypeError, MoeValueError.
     """
@@ -68,6 +69,7 @@ class Router:
         scale: float = 1.0,
         n_group: int = 0,
         topk_group: int = 0,
+        group_rank: str | int = "two_best",
     ):
         v = view("weights", weights)
         if len(v.shape) != 2:
@@ -86,6 +88,7 @@ class Router:
             scale=scale,
             n_group=n_group,
             topk_group=topk_group,
+            group_rank=enumerator(GroupRank, "group_rank", group_rank),
         )
         a.weights = _abi.Array(dtype=v.dtype, data=v.address, row_stride=v.strides[0], column_stride=v.strides[1])
         self._keep = [_memory(v)]
@@ -149,6 +152,7 @@ def router_topk(
     scale: float = 1.0,
     n_group: int = 0,
     topk_group: int = 0,
+    group_rank: str | int = "two_best",
     want: tuple[str, ...] = ("index", "weights"),
     context: Context | None = None,
 ) -> tuple[Any, ...]:
@@ -168,6 +172,7 @@ def router_topk(
         scale=scale,
         n_group=n_group,
         topk_group=topk_group,
+        group_rank=group_rank,
     )
     return router(x, want=want, context=context)
 

@@ -68,6 +68,7 @@ def test_structs(tmp_path):
         (moe_tkg.ActMode, "MOE_ACT_"),
         (moe_tkg.Packing, "MOE_PACK_"),
         (moe_tkg.RouterScore, "MOE_SCORE_"),
+        (moe_tkg.GroupRank, "MOE_GROUP_"),
     ],
 )
 def test_enumerators(kind, prefix):
@@ -80,6 +81,7 @@ def test_enumerators(kind, prefix):
         "ActMode": "moe_act_mode",
         "Packing": "moe_packing",
         "RouterScore": "moe_router_score",
+        "GroupRank": "moe_group_rank",
     }[kind.__name__]
     body = re.search(rf"typedef enum {name} \{{(.*?)\}}", text(), re.S).group(1)
     members, value = {}, -1

@@ -48,6 +48,9 @@ def test_biases_and_groups(case, weights, rng):
     assert (index == np.argsort(-(1 / (1 + np.exp(-want)) + selection * 9), 1)[:, :2]).all()
     four = moe_tkg.Router(weights[:4], 2, n_group=2, topk_group=1)(case.hidden)[0]
     assert (four // 2 == four[:, :1] // 2).all()
+    logits = case.hidden.astype(np.float64) @ weights[:4].T
+    best = moe_tkg.Router(weights[:4], 2, n_group=2, topk_group=1, group_rank="best")(case.hidden)[0]
+    assert (best // 2 == logits.argmax(1)[:, None] // 2).all()
 
 
 def test_router_refused(case, weights):
@@ -60,6 +63,7 @@ def test_router_refused(case, weights):
         ({"K": 2, "bias": weights}, "bias: has shape"),
         ({"K": 2, "scale": float("nan")}, "scale"),
         ({"K": 2, "n_group": 2, "topk_group": 1}, "n_group"),
+        ({"K": 2, "group_rank": "worst"}, "group_rank = 'worst'"),
     ):
         with pytest.raises(moe_tkg.MoeError, match=message):
             moe_tkg.router_topk(case.hidden, weights, **given)

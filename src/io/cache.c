@@ -370,7 +370,8 @@ static bool same_info(const moe_layer_info *a, const moe_layer_info *b)
            a->has_gate == b->has_gate && a->has_bias == b->has_bias && a->scaling == b->scaling &&
            strncmp(x, y, LOADED_TEXT - 1) == 0 && a->score == b->score &&
            a->normalize == b->normalize && a->n_group == b->n_group &&
-           a->topk_group == b->topk_group && a->has_router_bias == b->has_router_bias &&
+           a->topk_group == b->topk_group && a->group_rank == b->group_rank &&
+           a->has_router_bias == b->has_router_bias &&
            a->has_selection_bias == b->has_selection_bias &&
            a->normalize_epsilon == b->normalize_epsilon && a->scale == b->scale &&
            a->shared_I == b->shared_I && strcmp(a->shared_format, b->shared_format) == 0 &&

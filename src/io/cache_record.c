@@ -173,6 +173,7 @@ static void router(codec *c, moe_layer *layer)
     i->normalize = choice(c, i->normalize, 1);
     number(c, &groups[0], 0, i->E);
     number(c, &groups[1], 0, groups[0]);
+    i->group_rank = (moe_group_rank)choice(c, (int)i->group_rank, MOE_GROUP_BEST);
     i->has_router_bias = choice(c, i->has_router_bias, 1);
     i->has_selection_bias = choice(c, i->has_selection_bias, 1);
     real(c, &i->normalize_epsilon);

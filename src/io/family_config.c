@@ -243,7 +243,6 @@ static moe_status groups(const reader *r, family_rules *rules)
     return MOE_OK;
 }
 
-/* DeepSeek-V2 ranks groups by their best expert and not by their two best. */
 static moe_status topk_method(const reader *r, family_rules *rules)
 {
     static const char *const methods[] = {"noaux_tc", "greedy", "group_limited_greedy"};
@@ -252,7 +251,7 @@ static moe_status topk_method(const reader *r, family_rules *rules)
     moe_status s = choice(r, "topk_method", methods, 3, &method);
     if (s != MOE_OK) return s;
     if (method == 1) info->n_group = info->topk_group = 0;
-    if (method == 2 && info->n_group > 1) info->foreign_router = "group_limited_greedy";
+    if (method == 2 && info->n_group > 1) info->group_rank = MOE_GROUP_BEST;
     return MOE_OK;
 }
 

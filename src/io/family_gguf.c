@@ -214,7 +214,8 @@ static moe_status router(reader *r, moe_layer_info *info)
     if (n > 1) {
         info->n_group = (int32_t)n;
         info->topk_group = (int32_t)kept;
-        if (info->score == MOE_SCORE_SOFTMAX) info->foreign_router = "group_limited_greedy";
+        if (strcmp(r->row->name, "deepseek2") == 0 && info->score == MOE_SCORE_SOFTMAX)
+            info->group_rank = MOE_GROUP_BEST; /* DeepSeek-V2 */
     }
     return MOE_OK;
 }

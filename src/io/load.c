@@ -160,6 +160,7 @@ static void router_args(const moe_layer *layer, moe_router_args *r)
     r->scale = info->scale;
     r->n_group = info->n_group;
     r->topk_group = info->topk_group;
+    r->group_rank = info->group_rank;
 }
 
 moe_status moe_layer_args(const moe_layer *layer, moe_block_args *args)

@@ -140,7 +140,7 @@ static void change_scalar(subject *s, input *in)
 {
     static const float floats[] = {0, -1, NAN, INFINITY, 1e-20f, 3e38f, -0.0f, 0.5f};
     moe_router_args *r = &s->args.router;
-    size_t field = pick(in, 12);
+    size_t field = pick(in, 13);
     int64_t number = read_number(in);
     const float f = floats[(uint64_t)number % COUNT(floats)];
     switch (field) {
@@ -154,7 +154,8 @@ static void change_scalar(subject *s, input *in)
     case 7: r->topk_group = (int32_t)number; break;
     case 8: s->args.norm_epsilon = f; break;
     case 9: s->args.norm_H = number; break;
-    case 10: s->args.experts.skip_invalid_experts = (int32_t)number; break;
+    case 10: r->group_rank = (moe_group_rank)number; break;
+    case 11: s->args.experts.skip_invalid_experts = (int32_t)number; break;
     default: s->args.shared = NULL;
     }
 }

@@ -217,7 +217,6 @@ FAMILIES = {
             topk_group=2,
             **MLA,
         ),
-        foreign="group",
     ),
     "deepseek-v3": Family(
         "DeepseekV3Config",

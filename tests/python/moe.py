@@ -41,6 +41,7 @@ class Router:
     scale: float = 1.0
     groups: int = 1
     kept_groups: int = 1
+    ranked_by: int = 2  # a group's so many best experts
 
     def __call__(self, logits, selection_bias=None):
         """ids, weights [T, K]: those with the largest score + bias, the lowest index first among equals."""
@@ -56,7 +57,7 @@ class Router:
         choice = score if selection_bias is None else score + selection_bias
         if self.groups > 1:
             grouped = choice.reshape(len(choice), self.groups, -1)
-            rank = np.sort(grouped, 2)[:, :, -2:].sum(2)
+            rank = np.sort(grouped, 2)[:, :, -self.ranked_by :].sum(2)
             kept = np.argsort(-rank, 1, kind="stable")[:, : self.kept_groups]
             mask = np.full(rank.shape, -np.inf)
             np.put_along_axis(mask, kept, 0, 1)

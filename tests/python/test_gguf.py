@@ -53,6 +53,12 @@ ARCHS = {
         dense=1,
         shared="shared",
     ),
+    "deepseek2-groups": Arch(
+        moe.Router(2, scale=1.5, groups=3, kept_groups=1, ranked_by=1),
+        keys=dict(expert_weights_scale=1.5, expert_group_count=3, expert_group_used_count=1, expert_shared_count=1),
+        name="deepseek2",
+        shared="shared",
+    ),
     "deepseek2-v3": Arch(
         moe.Router(3, "sigmoid", normalize=True, scale=2.5, groups=2, kept_groups=1),
         keys=dict(SIGMOID, expert_group_count=2, expert_group_used_count=1, expert_shared_count=1),
