@@ -159,9 +159,9 @@ def test_no_threads_of_its_own(wide, num_threads):
     layer, x = wide
     num_threads(2)
     torch.mm(torch.randn(512, 512), torch.randn(512, 512))
-    before = len(os.listdir("/proc/self/task"))
+    before = set(os.listdir("/proc/self/task"))  # of which some may be ending
     two = layer(*x)
-    assert len(os.listdir("/proc/self/task")) == before
+    assert set(os.listdir("/proc/self/task")) <= before
     num_threads(1)
     assert torch.equal(layer(*x), two)
 
