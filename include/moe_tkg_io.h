@@ -103,8 +103,8 @@ typedef struct moe_load_options {
     /* MOE_PACK_LOSSLESS: bf16 experts in 12 bits.  A packed cache gives what was packed; LOSSLESS of
      * what was packed plain is refused. */
     moe_packing packing;
-    /* Called on the calling thread now and then: bytes of the layer read so far, and of all.  Not 0:
-     * stop, MOE_E_READ.  NULL: not called. */
+    /* Called on the calling thread now and then: bytes of the layer read so far, and of all, which the
+     * last call of a load that succeeds says.  Not 0: stop, MOE_E_READ.  NULL: not called. */
     int (*progress)(void *user, uint64_t done, uint64_t all);
     void *user;
 } moe_load_options;
