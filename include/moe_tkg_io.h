@@ -138,7 +138,8 @@ MOE_API moe_status moe_layer_describe(const moe_layer *layer, moe_layer_info *in
 /* ---- a cache of packed layers ---------------------------------------------------------------- */
 
 /* Writes the layer, packed, to `directory` (made if it is not there), in a file of its own that
- * comes into being complete or not at all.  MOE_E_MODEL if a checkpoint lies there: then neither could
+ * comes into being complete or not at all; temporary files (.moe-PROCESS-N.tmp) of processes that were
+ * killed are removed from there.  MOE_E_MODEL if a checkpoint lies there: then neither could
  * be opened by the directory's name.  moe_model_open opens the directory, moe_model_load reads at the
  * speed of the disk and refuses what is damaged (MOE_E_FORMAT) or was packed by another layout of this
  * library (MOE_E_STALE). */
