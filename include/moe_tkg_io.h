@@ -104,8 +104,8 @@ typedef struct moe_load_options {
     /* MOE_PACK_LOSSLESS: bf16 experts in 12 bits.  A packed cache gives what was packed; LOSSLESS of
      * what was packed plain is refused. */
     moe_packing packing;
-    /* Called on the calling thread now and then: bytes of the layer read so far, and of all.  Not 0:
-     * stop, MOE_E_READ.  NULL: not called. */
+    /* Called on the calling thread now and then: bytes of the layer read so far, and of all, which the
+     * last call of a load that succeeds says.  Not 0: stop, MOE_E_READ.  NULL: not called. */
     int (*progress)(void *user, uint64_t done, uint64_t all);
     void *user;
 } moe_load_options;
@@ -139,7 +139,8 @@ MOE_API moe_status moe_layer_describe(const moe_layer *layer, moe_layer_info *in
 /* ---- a cache of packed layers ---------------------------------------------------------------- */
 
 /* Writes the layer, packed, to `directory` (made if it is not there), in a file of its own that
- * comes into being complete or not at all.  MOE_E_MODEL if a checkpoint lies there: then neither could
+ * comes into being complete or not at all; temporary files (.moe-PROCESS-N.tmp) of processes that were
+ * killed are removed from there.  MOE_E_MODEL if a checkpoint lies there: then neither could
  * be opened by the directory's name.  moe_model_open opens the directory, moe_model_load reads at the
  * speed of the disk and refuses what is damaged (MOE_E_FORMAT) or was packed by another layout of this
  * library (MOE_E_STALE). */

@@ -4,7 +4,8 @@
  * to an image in test_image.c.
  *
  * Linked with -Wl,--wrap for each of the functions in WRAPPED below. */
-#define _XOPEN_SOURCE 700
+#define _DEFAULT_SOURCE /* flock */
+#define _XOPEN_SOURCE   700
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -17,7 +18,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -34,13 +37,14 @@
 
 /* ---- faults ---------------------------------------------------------------------------------- */
 
-/* WRAPPED: malloc calloc realloc aligned_alloc open close pread __pread_chk write fsync rename mkdir
- * opendir */
+/* WRAPPED: malloc calloc realloc aligned_alloc open openat close pread __pread_chk write fsync rename
+ * mkdir opendir */
 void *__real_malloc(size_t n);
 void *__real_calloc(size_t n, size_t size);
 void *__real_realloc(void *p, size_t n);
 void *__real_aligned_alloc(size_t alignment, size_t n);
 int __real_open(const char *path, int flags, mode_t mode);
+int __real_openat(int folder, const char *path, int flags, mode_t mode);
 int __real_close(int fd);
 ssize_t __real_pread(int fd, void *dst, size_t n, off_t offset);
 ssize_t __real_write(int fd, const void *src, size_t n);
@@ -54,6 +58,7 @@ void *__wrap_calloc(size_t n, size_t size);
 void *__wrap_realloc(void *p, size_t n);
 void *__wrap_aligned_alloc(size_t alignment, size_t n);
 int __wrap_open(const char *path, int flags, mode_t mode);
+int __wrap_openat(int folder, const char *path, int flags, mode_t mode);
 int __wrap_close(int fd);
 ssize_t __wrap_pread(int fd, void *dst, size_t n, off_t offset);
 ssize_t __wrap___pread_chk(int fd, void *dst, size_t n, off_t offset, size_t room);
@@ -72,6 +77,7 @@ static struct {
 
 static _Atomic int descriptors;
 static _Atomic size_t largest; /* that calloc was asked for */
+static _Atomic int flushed_folders;
 
 static bool strikes(void)
 {
@@ -123,6 +129,13 @@ int __wrap_open(const char *path, int flags, mode_t mode)
     return fd;
 }
 
+int __wrap_openat(int at, const char *path, int flags, mode_t mode)
+{
+    int fd = strikes() ? -1 : __real_openat(at, path, flags, mode);
+    descriptors += fd >= 0;
+    return fd;
+}
+
 int __wrap_close(int fd)
 {
     descriptors--;
@@ -147,6 +160,8 @@ ssize_t __wrap_write(int fd, const void *src, size_t n)
 
 int __wrap_fsync(int fd)
 {
+    struct stat about;
+    flushed_folders += fstat(fd, &about) == 0 && S_ISDIR(about.st_mode);
     return strikes() ? -1 : __real_fsync(fd);
 }
 
@@ -460,6 +475,42 @@ static void places_that_cannot_be_written(void **state)
     assert_int_equal(moe_layer_save(NULL, folder), MOE_E_NULL_ARG);
     assert_int_equal(moe_layer_save(l, NULL), MOE_E_NULL_ARG);
     MUST(moe_layer_free(l));
+}
+
+/* A process that was killed leaves a file: the next one to write there removes it, and nothing else. */
+static void what_was_left_behind(void **state)
+{
+    (void)state;
+    const char *at = in_folder("left");
+    char name[64], wanted[512], command[700];
+    run("mkdir -p %s", at);
+    pid_t dead = fork();
+    if (dead == 0) _exit(0);
+    assert_int_equal(waitpid(dead, NULL, 0), dead);
+    snprintf(command, sizeof command,
+             "cd %%s && touch .moe-%1$d-0.tmp .moe-%1$d-12.tmp .moe-%1$d-7.tmp .moe-%1$d-00.tmp "
+             ".moe-%1$d-0.tmpx x.moe-%1$d-0.tmp .moe-%2$d-999.tmp .moe-1-0.tmp .moe-0-0.tmp "
+             ".moe--%1$d-0.tmp && mkdir .moe-%1$d-1.tmp && ln -s nowhere .moe-%1$d-2.tmp",
+             (int)dead, (int)getpid());
+    run(command, at);
+    snprintf(name, sizeof name, "left/.moe-%d-7.tmp", (int)dead); /* somebody still has it */
+    int held = open(in_folder(name), O_RDONLY | O_CLOEXEC);
+    assert_int_equal(flock(held, LOCK_EX), 0);
+    flushed_folders = 0;
+    save(0, 1, at);
+    assert_int_equal(flushed_folders, 1);
+    close(held);
+    snprintf(
+        wanted, sizeof wanted,
+        "cd %%s && for f in 7.tmp 00.tmp 0.tmpx 1.tmp; do test -e .moe-%1$d-$f || exit 1; done; "
+        "test -h .moe-%1$d-2.tmp && test -e .moe-%2$d-999.tmp && test -e .moe-1-0.tmp && "
+        "test -e .moe-0-0.tmp && test -e .moe--%1$d-0.tmp && test -e x.moe-%1$d-0.tmp && "
+        "test ! -e .moe-%1$d-0.tmp && test ! -e .moe-%1$d-12.tmp && "
+        "test $(ls -A | wc -l) = 11",
+        (int)dead, (int)getpid());
+    run(wanted, at);
+    save(0, 1, at);
+    assert_int_equal(access(in_folder(name), F_OK), -1);
 }
 
 /* ---- files that are refused ------------------------------------------------------------------- */
@@ -933,6 +984,7 @@ int main(void)
         cmocka_unit_test(directories_of_several_models),
         cmocka_unit_test(directory_of_a_checkpoint),
         cmocka_unit_test(places_that_cannot_be_written),
+        cmocka_unit_test(what_was_left_behind),
         cmocka_unit_test(every_bit_of_what_is_said),
         cmocka_unit_test(every_length_of_what_is_said),
         cmocka_unit_test(more_files_than_there_are),

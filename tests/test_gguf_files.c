@@ -224,6 +224,14 @@ static void splits_that_do_not_fit(void **state)
     assert_int_equal(unlink(in_folder(SECOND)), 0);
     expect_failure(in_folder(FIRST), IO_E_OPEN,
                    "-00002-of-00002.gguf: cannot be opened: No such file");
+    write_script(SECOND, "M1,3 " SPLIT(1, 2, 2) ONE("b"));
+    expect_failure(in_folder(SECOND), IO_E_FORMAT,
+                   "-00002-of-00002.gguf: the file is number 2 of a split: the first is");
+    assert_int_equal(unlink(in_folder(FIRST)), 0);
+    expect_failure(in_folder(SECOND), IO_E_OPEN,
+                   "-00001-of-00002.gguf: cannot be opened: No such file");
+    assert_int_equal(unlink(in_folder(SECOND)), 0);
+    write_script(FIRST, sound_first);
     assert_int_equal(mkfifo(in_folder(SECOND), 0600), 0);
     alarm(20); /* a reader that waits for a writer ends here */
     expect_failure(in_folder(FIRST), IO_E_OPEN, "-00002-of-00002.gguf: is no regular file");

@@ -355,7 +355,8 @@ static void directories(void **state)
     moe_model_close(opened(folder));
     unlink(in_folder("a.bin"));
     copy(mixtral, "m-00001-of-00002.safetensors");
-    moe_model_close(opened(folder)); /* one part is as many as are there */
+    refused(moe_model_open(folder, NULL, &model), MOE_E_OPEN,
+            "m-00002-of-00002.safetensors is missing: 1 of 2 parts are there");
     write_text("model.safetensors.index.json",
                "{\"weight_map\": {\"model.layers.0.block_sparse_moe.gate.weight\": \"absent\"}}");
     model = opened(folder); /* its files are opened when they are needed */
@@ -365,6 +366,44 @@ static void directories(void **state)
     unlink(in_folder("model.safetensors.index.json"));
     unlink(in_folder("m-00001-of-00002.safetensors"));
     unlink(in_folder("config.json"));
+}
+
+/* Parts without an index are a model when all are there. */
+static void parts(void **state)
+{
+    (void)state;
+    enum { ALL = 3 };
+    static const char *const names[ALL] = {"p-00001-of-00003.safetensors",
+                                           "p-00002-of-00003.safetensors",
+                                           "p-00003-of-00003.safetensors"};
+    model_files f;
+    moe_model *model;
+    model_files_make(&f, qwen_lines, 3);
+    write_text("config.json", qwen_config);
+    for (size_t lacks = 0; lacks <= ALL; lacks++) {
+        size_t first = 0, each = f.count / ALL;
+        for (size_t i = 0; i < ALL; i++, first += each) {
+            io_error error;
+            size_t n = i == ALL - 1 ? f.count - first : each;
+            if (i != lacks &&
+                st_write(in_folder(names[i]), &f.tensor[first], (const void *const *)&f.data[first],
+                         n, NULL, NULL, 0, &error) != IO_OK)
+                fail_msg("%s", error.text);
+        }
+        if (lacks < ALL)
+            refused(moe_model_open(folder, NULL, &model), MOE_E_OPEN, names[lacks]);
+        else
+            moe_model_close(opened(folder));
+        for (size_t i = 0; i < ALL; i++) unlink(in_folder(names[i]));
+    }
+    io_error error; /* no part, though called like one */
+    if (st_write(in_folder("p-00004-of-00003.safetensors"), f.tensor, (const void *const *)f.data,
+                 f.count, NULL, NULL, 0, &error) != IO_OK)
+        fail_msg("%s", error.text);
+    moe_model_close(opened(folder));
+    unlink(in_folder("p-00004-of-00003.safetensors"));
+    unlink(in_folder("config.json"));
+    model_files_free(&f);
 }
 
 /* ---- loading --------------------------------------------------------------------------------- */
@@ -646,6 +685,7 @@ int main(void)
         cmocka_unit_test(malformed),
         cmocka_unit_test(no_model),
         cmocka_unit_test(directories),
+        cmocka_unit_test(parts),
         cmocka_unit_test(progress),
         cmocka_unit_test(one_layer_in_all_layouts),
         cmocka_unit_test(lossless_of_others),

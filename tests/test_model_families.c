@@ -10,6 +10,7 @@
 #include <cmocka.h>
 #include <moe_tkg_io.h>
 
+#include "gguf_bytes.h"
 #include "model_files.h"
 
 #define SIZES                                                                                      \
@@ -514,6 +515,64 @@ static void takes_for_granted(void **state)
     }
 }
 
+/* A GGUF file of one layer of an architecture with further keys, n of them. */
+static void write_gguf(const char *architecture, int n, const char *keys, bool shared)
+{
+    char script[2048], path[128];
+    const char *a = architecture;
+    snprintf(script, sizeof script,
+             "M%d,%d Kgeneral.architecture=8 S%s K%s.block_count=4 W1 K%s.embedding_length=4 W4 "
+             "K%s.expert_feed_forward_length=4 W4 K%s.expert_count=4 W2 K%s.expert_used_count=4 W1 "
+             "%s Vblk.0.ffn_gate_inp.weight,0,0,4,2 Vblk.0.exp_probs_b.bias,0,32,2 "
+             "Vblk.0.ffn_gate_exps.weight,0,64,4,4,2 Vblk.0.ffn_up_exps.weight,0,192,4,4,2 "
+             "Vblk.0.ffn_down_exps.weight,0,320,4,4,2 %s P32 Y640",
+             shared ? 8 : 5, n + 6, a, a, a, a, a, a, keys,
+             shared ? "Vblk.0.ffn_gate_shexp.weight,0,448,4,4 Vblk.0.ffn_up_shexp.weight,0,512,4,4 "
+                      "Vblk.0.ffn_down_shexp.weight,0,576,4,4"
+                    : "");
+    file_bytes bytes = gguf_bytes(script);
+    snprintf(path, sizeof path, "%s/model.safetensors", folder); /* its content says what it is */
+    write_bytes(path, bytes);
+    free(bytes.bytes);
+}
+
+/* Without a limit of its own the shared expert has that of the experts in deepseek4 alone. */
+static void limits_of_a_shared_expert(void **state)
+{
+    (void)state;
+    static const char other[] = "other limits for the shared expert";
+    static const struct {
+        const char *architecture;
+        int keys;
+        const char *script;
+        bool shared;
+        const char *foreign;
+    } wanted[] = {
+        {"glm4moe", 0, "", true, ""},
+        {"glm4moe", 1, "Kglm4moe.swiglu_clamp_exp=6 F7", true, other},
+        {"glm4moe", 1, "Kglm4moe.swiglu_clamp_exp=6 F7", false, ""},
+        {"glm4moe", 1, "Kglm4moe.swiglu_clamp_exp=9 W6 Q1 F0", true, ""},
+        {"glm4moe", 1, "Kglm4moe.swiglu_clamp_shexp=6 F7", true, other},
+        {"glm4moe", 2, "Kglm4moe.swiglu_clamp_exp=6 F7 Kglm4moe.swiglu_clamp_shexp=6 F7", true, ""},
+        {"deepseek4", 1, "Kdeepseek4.swiglu_clamp_exp=6 F7", true, ""},
+        {"deepseek4", 2, "Kdeepseek4.swiglu_clamp_exp=6 F7 Kdeepseek4.swiglu_clamp_shexp=6 F0",
+         true, other},
+    };
+    for (size_t i = 0; i < sizeof wanted / sizeof wanted[0]; i++) {
+        moe_layer_info info;
+        write_gguf(wanted[i].architecture, wanted[i].keys, wanted[i].script, wanted[i].shared);
+        if (describe(&info) != MOE_OK) fail_msg("%zu: %s", i, moe_io_last_error());
+        if (strcmp(text(info.foreign_router), wanted[i].foreign) != 0)
+            fail_msg("%zu: \"%s\"", i, text(info.foreign_router));
+        bool limited = strstr(wanted[i].script, "clamp_exp=6") != NULL;
+        bool before = strcmp(wanted[i].architecture, "deepseek4") == 0;
+        assert_int_equal(info.up_clamp_upper_limit.given, limited);
+        assert_int_equal(info.gate_clamp_upper_limit.given, limited && before);
+        assert_int_equal(info.act_clamp_upper_limit.given, limited && !before);
+        assert_int_equal(info.shared_I, wanted[i].shared ? 4 : 0);
+    }
+}
+
 static int make_folder(void **state)
 {
     (void)state;
@@ -532,6 +591,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {cmocka_unit_test(finds), cmocka_unit_test(names_what_lacks),
                                        cmocka_unit_test(names_what_differs),
-                                       cmocka_unit_test(takes_for_granted)};
+                                       cmocka_unit_test(takes_for_granted),
+                                       cmocka_unit_test(limits_of_a_shared_expert)};
     return cmocka_run_group_tests(tests, make_folder, remove_folder);
 }

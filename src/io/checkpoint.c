@@ -108,6 +108,12 @@ static moe_status open_file(checkpoint *ck, const char *path, io_kind kind)
     return open_shards(ck, name, 1);
 }
 
+static moe_status open_parts(checkpoint *ck, const files_list *list)
+{
+    moe_status s = files_check_parts(ck->folder, list);
+    return s == MOE_OK ? open_shards(ck, list->names, list->count) : s;
+}
+
 static moe_status open_directory(checkpoint *ck)
 {
     files_list list;
@@ -117,7 +123,7 @@ static moe_status open_directory(checkpoint *ck)
     if (!path)
         s = no_memory(ck->path);
     else if (list.kind == IO_SAFETENSORS)
-        s = open_shards(ck, list.names, list.count);
+        s = open_parts(ck, &list);
     else
         s = open_file(ck, path, list.kind);
     free(path);

@@ -66,8 +66,18 @@ static int compare_names(const void *a, const void *b)
     return strcmp(*(char *const *)a, *(char *const *)b);
 }
 
-/* The length of NAME in NAME-nnnnn-of-nnnnn.EXT; 0: it is no such name. */
-static size_t part_stem(const char *name)
+enum { DIGITS = 5 }; /* of a part's number, and of how many there are */
+
+static int number_at(const char *digits)
+{
+    int number = 0;
+    for (int i = 0; i < DIGITS; i++) number = 10 * number + (digits[i] - '0');
+    return number;
+}
+
+/* The length of NAME in NAME-nnnnn-of-nnnnn.EXT, with the part's number and that of all; 0: it is no
+ * such name. */
+static size_t part_stem(const char *name, int *number, int *all)
 {
     static const char shape[] = "-ddddd-of-ddddd";
     const char *dot = strrchr(name, '.');
@@ -76,21 +86,38 @@ static size_t part_stem(const char *name)
     const char *at = dot - n;
     for (size_t i = 0; i < n; i++)
         if (shape[i] == 'd' ? !isdigit((unsigned char)at[i]) : at[i] != shape[i]) return 0;
-    return (size_t)(at - name);
+    *number = number_at(at + 1);
+    *all = number_at(dot - DIGITS);
+    return *number >= 1 && *number <= *all ? (size_t)(at - name) : 0;
 }
 
 /* Whether the files are the parts of one: equal but for the first number. */
 static bool are_parts(const files_list *list)
 {
-    size_t stem = part_stem(list->names[0]);
+    int number, all;
     const char *first = list->names[0];
+    size_t stem = part_stem(first, &number, &all), rest = stem + 1 + DIGITS;
     for (size_t i = 0; i < list->count; i++) {
         const char *name = list->names[i];
-        if (stem == 0 || part_stem(name) != stem || memcmp(name, first, stem) != 0 ||
-            strcmp(name + stem + sizeof "-ddddd" - 1, first + stem + sizeof "-ddddd" - 1) != 0)
+        if (stem == 0 || part_stem(name, &number, &all) != stem || memcmp(name, first, stem) != 0 ||
+            strcmp(name + rest, first + rest) != 0)
             return false;
     }
     return true;
+}
+
+moe_status files_check_parts(const char *folder, const files_list *list)
+{
+    int number, all;
+    const char *first = list->names[0];
+    size_t stem = part_stem(first, &number, &all);
+    for (size_t i = 0; stem > 0 && i < (size_t)all; i++) {
+        if (i < list->count) part_stem(list->names[i], &number, &all);
+        if (i < list->count && (size_t)number == i + 1) continue;
+        return model_fail(MOE_E_OPEN, folder, "%.*s-%05zu%s is missing: %zu of %d parts are there",
+                          (int)stem, first, i + 1, first + stem + 1 + DIGITS, list->count, all);
+    }
+    return MOE_OK;
 }
 
 /* ---- searching ------------------------------------------------------------------------------- */

@@ -24,6 +24,10 @@ typedef struct files_list {
  * NAME-nnnnn-of-nnnnn.EXT of one (of a GGUF split the first).  Anything else is no model, or more
  * than one (MOE_E_MODEL).  There is nothing to free then. */
 moe_status files_search(const char *folder, files_list *list);
+
+/* MOE_E_OPEN if the names, which are sorted, are parts NAME-nnnnn-of-nnnnn.EXT and not all. */
+moe_status files_check_parts(const char *folder, const files_list *list);
+
 void files_free(files_list *list);
 
 #endif

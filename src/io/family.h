@@ -102,9 +102,9 @@ typedef struct family_rules {
 moe_status family_of_config(const cfg_file *config, const char *path, family_rules *rules);
 moe_status family_of_gguf(const gg_file *gguf, const char *path, family_rules *rules);
 
-/* Adds what the keys of a GGUF file say of one layer alone. */
+/* Adds what the keys of a GGUF file say of one layer alone, with a shared expert or without. */
 moe_status family_gguf_layer(const gg_file *gguf, const char *path, const family_rules *rules,
-                             int64_t layer, moe_layer_info *info);
+                             int64_t layer, bool has_shared, moe_layer_info *info);
 
 /* Shared by both: checks H, I, E, K and groups of *rules. */
 moe_status family_check(const char *path, const family_rules *rules);

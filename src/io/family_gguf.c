@@ -229,7 +229,7 @@ static void activation(const architecture *row, moe_layer_info *info)
     info->swiglu_up_offset = moe_given_float(1.0f);
 }
 
-/* A limit, of all layers or one for each; absent, or 0 or less: *limit stays, or is 0. */
+/* A limit, of all layers or one for each; absent: *limit stays; 0 or less: there is none, 0. */
 static moe_status layer_limit(reader *r, const char *name, int64_t layer, double *limit)
 {
     if (!gg_has(r->file, key(r, name))) return MOE_OK;
@@ -243,17 +243,19 @@ static moe_status layer_limit(reader *r, const char *name, int64_t layer, double
     return MOE_OK;
 }
 
+/* Where nothing is said of the shared expert, ggml's readers limit it as the experts in deepseek4, and
+ * else not at all. */
 moe_status family_gguf_layer(const gg_file *gguf, const char *path, const family_rules *rules,
-                             int64_t layer, moe_layer_info *info)
+                             int64_t layer, bool has_shared, moe_layer_info *info)
 {
     reader r = {.file = gguf, .path = path, .row = rules->architecture};
     bool swiglu = r.row->activation == MOE_SWIGLU;
     double limit = swiglu ? 7.0 : 0.0;
     moe_status s = layer_limit(&r, "swiglu_clamp_exp", layer, &limit);
-    double shared = limit;
+    double shared = r.row->limit_before ? limit : 0.0;
     if (s == MOE_OK) s = layer_limit(&r, "swiglu_clamp_shexp", layer, &shared);
     if (s != MOE_OK) return s;
-    if (shared != limit && !info->foreign_router)
+    if (has_shared && shared != limit && !info->foreign_router)
         info->foreign_router = "other limits for the shared expert";
     if (limit == 0) return MOE_OK;
     if (swiglu || r.row->limit_before)

@@ -61,19 +61,45 @@ static void put_suffix(char suffix[SUFFIX + 1], int64_t no, int64_t count)
     memcpy(suffix, text, SUFFIX + 1);
 }
 
-static io_status load_parts(gg_file *f, char *path, int64_t count, io_error *error)
+/* The end of the path if it is that of file number no, else NULL. */
+static char *suffix_of(char *path, int64_t no, int64_t count)
 {
     char suffix[SUFFIX + 1];
     size_t length = strlen(path);
-    put_suffix(suffix, 0, count);
-    if (length < SUFFIX || strcmp(path + length - SUFFIX, suffix) != 0)
+    put_suffix(suffix, no, count);
+    if (length < SUFFIX || strcmp(path + length - SUFFIX, suffix) != 0) return NULL;
+    return path + length - SUFFIX;
+}
+
+/* The file at path is number no, and not the first, which may not even be there. */
+static io_status refuse_later(char *path, int64_t no, int64_t count, io_error *error)
+{
+    char *suffix = suffix_of(path, no, count);
+    if (suffix) {
+        io_file first;
+        put_suffix(suffix, 0, count);
+        io_status status = io_file_open(&first, path, error);
+        if (status != IO_OK) return status;
+        io_file_close(&first);
+        put_suffix(suffix, no, count);
+    }
+    return io_fail(error, IO_E_FORMAT, path,
+                   "the file is number %" PRId64 " of a split: the first is to be opened", no + 1);
+}
+
+static io_status load_parts(gg_file *f, char *path, int64_t count, io_error *error)
+{
+    char *suffix = suffix_of(path, 0, count);
+    if (!suffix)
         return io_fail(error, IO_E_FORMAT, path,
-                       "the file is one of a split, and its name does not end in %s", suffix);
+                       "the file is one of a split, and its name does not end in "
+                       "-00001-of-%05" PRId64 ".gguf",
+                       count);
     int64_t tensors;
     io_status status =
         take_integer(&f->parts[0], "split.tensors.count", GG_TENSORS_MAX, &tensors, error);
     for (int64_t no = 1; no < count && status == IO_OK; no++) {
-        put_suffix(path + length - SUFFIX, no, count);
+        put_suffix(suffix, no, count);
         status = load_part(f, path, no, count, tensors, error);
     }
     if (status != IO_OK || f->count == (size_t)tensors) return status;
@@ -95,14 +121,11 @@ io_status gg_load_split(gg_file *f, const char *path, io_error *error)
     if (!path)
         return io_fail(error, IO_E_FORMAT, first->in.path, "the file is one of a split of %" PRId64,
                        count);
-    if (no != 0)
-        return io_fail(error, IO_E_FORMAT, path,
-                       "the file is number %" PRId64 " of a split: the first is to be opened",
-                       no + 1);
     size_t bytes = strlen(path) + 1;
     char *copy = malloc(bytes);
     if (!copy) return io_no_memory(error, path);
-    status = load_parts(f, memcpy(copy, path, bytes), count, error);
+    memcpy(copy, path, bytes);
+    status = no == 0 ? load_parts(f, copy, count, error) : refuse_later(copy, no, count, error);
     free(copy);
     return status;
 }

@@ -323,14 +323,14 @@ moe_status layer_resolve(const layer_place *place, layer_plan *plan)
     memset(plan, 0, sizeof *plan);
     plan->info = place->rules->info;
     plan->info.layer = place->number;
-    moe_status s = MOE_OK;
     const checkpoint *ck = place->ck;
-    if (ck_gguf(ck))
-        s = family_gguf_layer(ck_gguf(ck), ck_path(ck), place->rules, place->number, &plan->info);
-    if (s == MOE_OK) s = find_routed(place, plan);
-    if (s == MOE_OK) s = find_router(place, plan);
+    moe_status s = find_routed(place, plan);
     if (s == MOE_OK) s = find_shared(place, plan);
     if (s == MOE_OK) s = find_shared_gate(place, plan);
+    if (s == MOE_OK && ck_gguf(ck))
+        s = family_gguf_layer(ck_gguf(ck), ck_path(ck), place->rules, place->number,
+                              plan->shared.E > 0, &plan->info);
+    if (s == MOE_OK) s = find_router(place, plan);
     if (s == MOE_OK) describe(plan);
     return s;
 }

@@ -1,15 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* output.c - owns the temporary file, its flush and its renaming.  Refuses nothing; reports
- * every failed call. */
-#define _XOPEN_SOURCE 700
+/* output.c - owns the temporary file, its flush and its renaming, and what processes that were killed
+ * left of theirs.  Refuses nothing; reports every failed call of its own file. */
+#define _DEFAULT_SOURCE /* flock */
+#define _XOPEN_SOURCE   700
 
 #include "io/output.h"
 
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -22,6 +26,47 @@ static void check(io_output *o, bool ok)
     if (!ok && o->cause == 0) o->cause = errno;
 }
 
+/* ---- temporary files ------------------------------------------------------------------------- */
+
+static void temporary_name(char name[TEMPORARY_NAME_BYTES], long process, int number)
+{
+    snprintf(name, TEMPORARY_NAME_BYTES, ".moe-%ld-%d.tmp", process, number);
+}
+
+/* Whether it is the name of a temporary file of a process that is no more. */
+static bool is_left_behind(const char *name)
+{
+    char same[TEMPORARY_NAME_BYTES];
+    long process;
+    int number;
+    if (sscanf(name, ".moe-%9ld-%9d.tmp", &process, &number) != 2 || process < 1) return false;
+    temporary_name(same, process, number);
+    return strcmp(name, same) == 0 && kill((pid_t)process, 0) != 0 && errno == ESRCH;
+}
+
+/* Removes a file of ours that nobody writes: where processes do not see each other, as in containers,
+ * their locks are seen. */
+static void remove_left_behind(int folder, const char *name)
+{
+    struct stat about;
+    int fd = openat(folder, name, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+    if (fd < 0) return;
+    if (fstat(fd, &about) == 0 && S_ISREG(about.st_mode) && about.st_uid == geteuid() &&
+        flock(fd, LOCK_EX | LOCK_NB) == 0)
+        unlinkat(folder, name, 0);
+    close(fd);
+}
+
+/* A file that cannot be removed takes nothing but room: no failure. */
+static void tidy(const char *folder)
+{
+    DIR *directory = opendir(folder);
+    const struct dirent *entry;
+    while (directory && (entry = readdir(directory)) != NULL)
+        if (is_left_behind(entry->d_name)) remove_left_behind(dirfd(directory), entry->d_name);
+    if (directory) closedir(directory);
+}
+
 /* O_EXCL makes the name ours whoever else counts, and mode 0666 leaves the permissions to the
  * umask, which mkstemp does not. */
 static void open_temporary(io_output *o, const char *target)
@@ -32,13 +77,29 @@ static void open_temporary(io_output *o, const char *target)
     check(o, o->temporary);
     if (!o->temporary) return;
     memcpy(o->temporary, target, folder);
+    o->temporary[folder] = '\0';
+    tidy(folder > 0 ? o->temporary : ".");
     for (int i = 0; i < TEMPORARY_NAMES; i++) {
-        snprintf(o->temporary + folder, TEMPORARY_NAME_BYTES, ".moe-%ld-%d.tmp", (long)getpid(), i);
+        temporary_name(o->temporary + folder, (long)getpid(), i);
         o->fd = open(o->temporary, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
         if (o->fd >= 0 || errno != EEXIST) break;
     }
     check(o, o->fd >= 0);
+    if (o->fd >= 0) (void)flock(o->fd, LOCK_EX | LOCK_NB); /* where there are no locks: as it is */
 }
+
+/* Flushes the new name.  The file is whole under it already, so that nothing here is a failure. */
+static void flush_folder(char *temporary)
+{
+    char *slash = strrchr(temporary, '/');
+    if (slash) slash[1] = '\0';
+    int fd = open(slash ? temporary : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0) return;
+    (void)fsync(fd);
+    close(fd);
+}
+
+/* ---- the output ------------------------------------------------------------------------------ */
 
 /* A pipe that nobody reads would keep a blocking open() waiting for ever; this one fails with
  * ENXIO.  Writing may wait again. */
@@ -91,7 +152,10 @@ io_status io_output_finish(io_output *o, io_error *error)
     if (opened) check(o, close(o->fd) == 0);
     if (opened && o->temporary) {
         if (o->cause == 0) check(o, rename(o->temporary, o->target ? o->target : o->path) == 0);
-        if (o->cause != 0) unlink(o->temporary);
+        if (o->cause == 0)
+            flush_folder(o->temporary);
+        else
+            unlink(o->temporary);
     }
     free(o->temporary);
     free(o->target);

@@ -15,14 +15,15 @@ typedef struct io_output {
     int cause; /* the error number of the first failure, 0 */
 } io_output;
 
-/* The bytes go to a temporary file in the folder of path.  An existing path that is no regular
+/* The bytes go to a temporary file in the folder of path, from which those that processes of the past
+ * left are removed.  An existing path that is no regular
  * file (a device, a pipe) cannot be replaced and is written in place. */
 void io_output_open(io_output *o, const char *path);
 
 void io_output_put(io_output *o, const void *bytes, size_t n);
 
-/* Flushes the file to the disk and gives it its name; after a failure removes it, whatever was
- * under the name before staying there.  Frees the output in both cases. */
+/* Flushes the file to the disk, gives it its name and flushes that; after a failure removes it,
+ * whatever was under the name before staying there.  Frees the output in both cases. */
 io_status io_output_finish(io_output *o, io_error *error);
 
 #endif

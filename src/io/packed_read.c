@@ -113,12 +113,16 @@ static bool read_chunks(packed_stream *s, unsigned char *to, size_t first, size_
     helpers = size_smaller(size_smaller(helpers, THREADS_MOST), end - first - 1);
     helpers = start(&r, helpers, thread); /* without them it takes longer */
     bool goes_on = true;
-    while (goes_on && read_next(&r))
-        goes_on = go_on(s, (first + atomic_load(&r.done)) * PACKED_CHUNK);
+    size_t reported = first;
+    while (goes_on && read_next(&r)) {
+        reported = first + atomic_load(&r.done);
+        goes_on = go_on(s, reported * PACKED_CHUNK);
+    }
     if (!goes_on) atomic_store(&r.stop, true);
     for (size_t n = 0; n < helpers; n++) pthread_join(thread[n], NULL);
     pthread_mutex_destroy(&r.lock);
-    return goes_on && r.failed == end;
+    if (!goes_on || r.failed < end) return false;
+    return reported == end || go_on(s, end * PACKED_CHUNK); /* helpers were last */
 }
 
 /* ---- the stream ------------------------------------------------------------------------------ */
