@@ -215,7 +215,15 @@ static void test_index(void **state)
     tool_expect(2, "has no tensor \"lost\"", "inspect --tensors %s", folder);
     write_text("model.safetensors.index.json",
                "{\"weight_map\": {\"lost\": \"lost.safetensors\"}}");
-    tool_expect(2, "lost.safetensors", "inspect --tensors %s", folder);
+    tool_result r = tool_call("inspect --tensors %s/", folder);
+    assert_int_equal(r.code, 2);
+    assert_non_null(strstr(r.err, "/lost.safetensors"));
+    assert_null(strstr(r.err, "//"));
+    tool_free(&r);
+    r = tool_call("inspect --no-measure %s/", folder);
+    assert_int_equal(r.code, 3);
+    assert_null(strstr(r.err, "//"));
+    tool_free(&r);
     write_text("model.safetensors.index.json", "{\"weight_map\": {\"a\": \"../a\"}}");
     tool_expect(2, "index.json", "inspect --tensors %s", folder);
     write_text("model.safetensors.index.json", "{}");

@@ -157,7 +157,8 @@ static io_status no_memory(listing *l)
 static char *join(const char *folder, const char *name)
 {
     char *path = NULL;
-    return asprintf(&path, "%s/%s", folder, name) < 0 ? NULL : path;
+    const char *slash = folder[strlen(folder) - 1] == '/' ? "" : "/";
+    return asprintf(&path, "%s%s%s", folder, slash, name) < 0 ? NULL : path;
 }
 
 static io_status list_index(listing *l, const char *path)

@@ -90,7 +90,7 @@ moe_status moe_layer_save(const moe_layer *layer, const char *directory)
     if (layer == NULL) return model_argument(MOE_E_NULL_ARG, "layer = NULL: required");
     if (directory == NULL) return model_argument(MOE_E_NULL_ARG, "directory = NULL: required");
     snprintf(name, sizeof name, "%s%05lld%s", name_head, (long long)layer->info.layer, name_tail);
-    char *folder = files_join(directory, "/"), *path = folder ? files_join(folder, name) : NULL;
+    char *folder = files_inside(directory), *path = folder ? files_join(folder, name) : NULL;
     moe_status s = path ? MOE_OK : no_memory(directory);
     if (s == MOE_OK && mkdir(directory, 0777) != 0 && errno != EEXIST) {
         io_error error;
@@ -217,7 +217,7 @@ moe_status cache_open(const char *path, cache **out)
 {
     *out = NULL;
     cache *c = calloc(1, sizeof *c);
-    char *folder = files_join(path, "/");
+    char *folder = files_inside(path);
     if (c) c->path = files_join(path, "");
     moe_status s = c && folder && c->path ? open_directory(c, folder) : no_memory(path);
     free(folder);

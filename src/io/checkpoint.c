@@ -136,7 +136,7 @@ static moe_status open_path(checkpoint *ck)
     io_error error;
     io_kind kind;
     if (io_sniff(ck->path, &kind, &error) != IO_OK) return model_reader(&error);
-    ck->folder = kind == IO_DIRECTORY ? files_join(ck->path, "/") : files_folder(ck->path);
+    ck->folder = kind == IO_DIRECTORY ? files_inside(ck->path) : files_folder(ck->path);
     if (!ck->folder) return no_memory(ck->path);
     return kind == IO_DIRECTORY ? open_directory(ck) : open_file(ck, ck->path, kind);
 }

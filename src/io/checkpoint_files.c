@@ -28,6 +28,12 @@ char *files_join(const char *head, const char *tail)
     return path;
 }
 
+char *files_inside(const char *folder)
+{
+    size_t n = strlen(folder);
+    return files_join(folder, n > 0 && folder[n - 1] == '/' ? "" : "/");
+}
+
 const char *files_last(const char *path)
 {
     const char *slash = strrchr(path, '/');

@@ -10,6 +10,9 @@
 /* head and tail in one string, which the caller frees; NULL: no memory. */
 char *files_join(const char *head, const char *tail);
 
+/* The path of a folder with a '/' at its end, to be freed; NULL: no memory. */
+char *files_inside(const char *folder);
+
 const char *files_last(const char *path); /* what follows its last '/' */
 char *files_folder(const char *path);     /* what comes before, with the '/'; "": none */
 
