@@ -661,6 +661,14 @@ static void weight_shape(void **state)
     refused(moe_model_load(model, 0, NULL, NULL, &layer), MOE_E_MODEL,
             "experts.2.up_proj.weight_shape\": says [96, 161] and must say [96, 160]");
     moe_model_close(model);
+    for (size_t e = 0; e < FILES_E; e++) { /* all or none */
+        char name[64];
+        snprintf(name, sizeof name, "experts.%zu.up_proj.weight_shape\" is missing", e);
+        model_files_write(&f, folder, config, f.count - FILES_E + e);
+        model = opened(folder);
+        refused(moe_model_load(model, 0, NULL, NULL, &layer), MOE_E_MODEL, name);
+        moe_model_close(model);
+    }
     model_files_free(&f);
 }
 

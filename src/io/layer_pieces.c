@@ -146,13 +146,27 @@ moe_status piece_add(const layer_search *search, const char *suffix, const ck_te
     return MOE_OK;
 }
 
+/* There is none of expert 0: then there must be none of any. */
+static moe_status no_shape(const layer_search *search, const char *suffix)
+{
+    for (int64_t e = 1; !search->stacked && e < search->experts->E; e++) {
+        ck_tensor t;
+        bool found;
+        moe_status s = piece_find(search, suffix, e, &t, &found);
+        if (s != MOE_OK) return s;
+        if (found) return piece_missing(search, suffix, 0);
+    }
+    return MOE_OK;
+}
+
 moe_status piece_add_shape(const layer_search *search, const char *suffix)
 {
     layer_experts *x = search->experts;
     ck_tensor t;
     bool found;
     moe_status s = piece_find(search, suffix, 0, &t, &found);
-    if (s != MOE_OK || !found) return s;
+    if (s != MOE_OK) return s;
+    if (!found) return no_shape(search, suffix);
     layer_shape *shape = &x->shapes[x->shape_count];
     if (t.type != CK_I64 && t.type != CK_I32)
         return layer_refuse(search->place, &t, "elements of type %s are not read here",
