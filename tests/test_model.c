@@ -631,6 +631,39 @@ static void loads_at_once(void **state)
     model_files_free(&f);
 }
 
+/* Layers with experts far from each other, and names that are none of a layer's. */
+static void far_layers(void **state)
+{
+    (void)state;
+    static const char config[] =
+        "{\"model_type\": \"qwen3_moe\", \"num_hidden_layers\": 65536, \"hidden_size\": 160, "
+        "\"num_experts_per_tok\": 2, \"moe_intermediate_size\": 96, \"num_experts\": 3}";
+    static const char *const lines[] = {
+        "model.layers.65535.mlp.gate.weight BF16 E,H",
+        "model.layers.12.mlp.experts.{e}.gate_proj.weight BF16 I,H",
+        "model.layers.65536.mlp.gate.weight BF16 E,H",
+        "model.layers.7.mlp.down_proj.weight BF16 H,I",
+        "model.layers.99999999999999999999.mlp.gate.weight BF16 E,H",
+        "model.layers.-1.mlp.gate.weight BF16 E,H",
+        "model.layers.x.mlp.gate.weight BF16 E,H",
+        "model.layers.3 U8 1",
+        NULL};
+    model_files f;
+    moe_model_info about = {.struct_size = sizeof about};
+    moe_layer *layer;
+    model_files_make(&f, lines, 9);
+    model_files_write(&f, folder, config, f.count);
+    moe_model *model = opened(folder);
+    check(moe_model_describe(model, &about));
+    assert_int_equal(about.layers, 65536);
+    assert_int_equal(about.moe_layers, 2);
+    refused(moe_model_load(model, 65535, NULL, NULL, &layer), MOE_E_MODEL, "is missing");
+    refused(moe_model_load(model, 12, NULL, NULL, &layer), MOE_E_MODEL, "is missing");
+    refused(moe_model_load(model, 7, NULL, NULL, &layer), MOE_E_VALUE, "layer = 7");
+    moe_model_close(model);
+    model_files_free(&f);
+}
+
 /* What packed integers say of their shape must be so. */
 static void weight_shape(void **state)
 {
@@ -697,6 +730,7 @@ int main(void)
         cmocka_unit_test(progress),
         cmocka_unit_test(one_layer_in_all_layouts),
         cmocka_unit_test(lossless_of_others),
+        cmocka_unit_test(far_layers),
         cmocka_unit_test(weight_shape),
         cmocka_unit_test(shared_expert_that_lacks),
         cmocka_unit_test(loads_at_once),

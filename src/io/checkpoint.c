@@ -299,6 +299,20 @@ bool ck_has(const checkpoint *ck, const char *name)
     return search_shards(ck, name, &file) != NULL;
 }
 
+void ck_names(const checkpoint *ck, void (*see)(void *user, const char *name), void *user)
+{
+    size_t of;
+    if (ck->gguf)
+        for (size_t i = 0; i < gg_count(ck->gguf); i++) see(user, gg_at(ck->gguf, i)->name);
+    else if (ck->index)
+        for (size_t i = 0; i < ix_count(ck->index); i++) see(user, ix_tensor(ck->index, i, &of));
+    else
+        for (size_t i = 0; i < ck->count; i++) {
+            const st_file *file = atomic_load(&ck->shards[i].file);
+            for (size_t n = 0; n < st_count(file); n++) see(user, st_at(file, n)->name);
+        }
+}
+
 moe_status ck_find(const checkpoint *ck, const char *name, ck_tensor *t, bool *found)
 {
     const st_file *file = NULL;

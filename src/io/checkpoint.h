@@ -52,6 +52,9 @@ const gg_file *ck_gguf(const checkpoint *ck); /* NULL: safetensors */
 /* Whether there is a tensor of this name; opens no further file. */
 bool ck_has(const checkpoint *ck, const char *name);
 
+/* Calls see(user, name) for every tensor; opens no further file. */
+void ck_names(const checkpoint *ck, void (*see)(void *user, const char *name), void *user);
+
 /* *t = the tensor, *found = whether there is one.  May open the file that has it, and fail as that
  * does.  Safe from any number of threads at once, as ck_read. */
 moe_status ck_find(const checkpoint *ck, const char *name, ck_tensor *t, bool *found);

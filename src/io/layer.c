@@ -12,10 +12,28 @@
 
 /* ---- names ----------------------------------------------------------------------------------- */
 
+static const char *before_number(const layout *l)
+{
+    return l->layer ? l->layer : "layers.";
+}
+
+int64_t layer_number(const char *name, const layout *l, const char *prefix)
+{
+    const char *layer = before_number(l);
+    size_t a = strlen(prefix), b = strlen(layer);
+    int64_t number = 0;
+    if (strncmp(name, prefix, a) != 0 || strncmp(name + a, layer, b) != 0) return -1;
+    name += a + b;
+    size_t digits = strspn(name, "0123456789");
+    if (digits == 0 || digits > 9 || name[digits] != '.') return -1;
+    for (size_t i = 0; i < digits; i++) number = 10 * number + (name[i] - '0');
+    return number;
+}
+
 void layer_name(const layer_place *place, const char *stem, int64_t e, const char *suffix,
                 char name[LAYER_NAME_BYTES])
 {
-    const char *layer = place->layout->layer ? place->layout->layer : "layers.";
+    const char *layer = before_number(place->layout);
     const char *number = strstr(stem, "{e}");
     int head = number ? (int)(number - stem) : (int)strlen(stem);
     int used = snprintf(name, LAYER_NAME_BYTES, "%s%s%lld.%.*s", place->prefix, layer,

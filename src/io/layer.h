@@ -80,6 +80,9 @@ typedef struct layer_place {
     int64_t number;
 } layer_place;
 
+/* The number in a tensor's name, if it is of a layer of this layout; else -1. */
+int64_t layer_number(const char *name, const layout *l, const char *prefix);
+
 /* Which of the family's layouts layer `number` is in; NULL: it has no experts. */
 const layout *layer_layout(const checkpoint *ck, const family_rules *rules, const char *prefix,
                            int64_t number);

@@ -72,17 +72,46 @@ static moe_status no_layers(const moe_model *m)
         m->rules.family, (long long)m->rules.layers, first, router);
 }
 
+typedef struct seen {
+    const moe_model *model;
+    bool *layers; /* [rules.layers]: which have tensors */
+} seen;
+
+static void see_name(void *user, const char *name)
+{
+    const seen *s = user;
+    const family_rules *rules = &s->model->rules;
+    for (int i = 0; i < FAMILY_LAYOUTS && rules->layouts[i]; i++) {
+        int64_t number = layer_number(name, rules->layouts[i], s->model->prefix);
+        if (number >= 0 && number < rules->layers) s->layers[number] = true;
+    }
+}
+
+/* Looks only at layers that have tensors: a configuration may say that there are many more. */
+static void list_seen(moe_model *m, bool *layers)
+{
+    seen s = {m, layers};
+    memset(layers, 0, (size_t)m->rules.layers * sizeof *layers);
+    ck_names(m->ck, see_name, &s);
+    for (int64_t n = 0; n < m->rules.layers; n++) {
+        const layout *l = layers[n] ? layer_layout(m->ck, &m->rules, m->prefix, n) : NULL;
+        if (l) m->layers[m->count++] = (model_layer){n, l};
+    }
+}
+
 static moe_status list_layers(moe_model *m)
 {
+    bool *layers = malloc((size_t)m->rules.layers * sizeof *layers);
     m->layers = calloc((size_t)m->rules.layers, sizeof *m->layers);
-    if (!m->layers) return model_fail(MOE_E_NOMEM, ck_path(m->ck), "out of memory");
+    if (!m->layers || !layers) {
+        free(layers);
+        return model_fail(MOE_E_NOMEM, ck_path(m->ck), "out of memory");
+    }
     for (int i = ck_gguf(m->ck) ? PREFIXES - 1 : 0; i < PREFIXES && m->count == 0; i++) {
         m->prefix = prefixes[i];
-        for (int64_t n = 0; n < m->rules.layers; n++) {
-            const layout *l = layer_layout(m->ck, &m->rules, m->prefix, n);
-            if (l) m->layers[m->count++] = (model_layer){n, l};
-        }
+        list_seen(m, layers);
     }
+    free(layers);
     return m->count > 0 ? MOE_OK : no_layers(m);
 }
 
