@@ -125,6 +125,27 @@ static void arguments(void **state)
     check(moe_layer_free(NULL));
 }
 
+/* Whatever a path is, a message is one line that does not drive a terminal. */
+static void control_bytes(void **state)
+{
+    (void)state;
+    char path[PATH], file[2 * PATH];
+    moe_layer *layer;
+    moe_model *model = opened(fixture("mixtral_bf16"));
+    snprintf(path, sizeof path, "%s/pa\nck\x1b[2Jed\xc2\x85", folder);
+    snprintf(file, sizeof file, "%s/layer-00000.moe", path);
+    check(moe_model_load(model, 0, NULL, NULL, &layer));
+    check(moe_layer_save(layer, path));
+    check(moe_layer_free(layer));
+    moe_model_close(model);
+    model = opened(path);
+    refused(moe_model_matches(model, model), MOE_E_UNSUPPORTED, "/pa?ck?[2Jed??: is packed itself");
+    refused(moe_model_load(model, 7, NULL, NULL, &layer), MOE_E_VALUE, "/pa?ck?[2Jed??");
+    moe_model_close(model);
+    unlink(file);
+    rmdir(path);
+}
+
 /* ---- what is no model ------------------------------------------------------------------------ */
 
 static void malformed_line(char *line)
@@ -723,6 +744,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(arguments),
+        cmocka_unit_test(control_bytes),
         cmocka_unit_test(malformed),
         cmocka_unit_test(no_model),
         cmocka_unit_test(directories),

@@ -27,7 +27,7 @@ static bool is_c1_control(const char *p)
     return (unsigned char)p[0] == 0xC2 && (unsigned char)p[1] >= 0x80 && (unsigned char)p[1] < 0xA0;
 }
 
-static void mask_controls(char *text)
+void io_mask_controls(char *text)
 {
     for (char *p = text; *p; p++) {
         if (is_c1_control(p)) {
@@ -60,7 +60,7 @@ io_status io_fail(io_error *error, io_status status, const char *path, const cha
     va_start(values, format);
     vsnprintf(error->text + used, sizeof error->text - (size_t)used, format, values);
     va_end(values);
-    mask_controls(error->text);
+    io_mask_controls(error->text);
     error->status = status;
     return status;
 }

@@ -19,6 +19,9 @@ io_status io_fail_errno(io_error *error, io_status status, const char *path, con
 /* The same for an allocation that failed. */
 io_status io_no_memory(io_error *error, const char *path);
 
+/* Makes '?' of the control bytes of a message. */
+void io_mask_controls(char *text);
+
 /* How many bytes of a foreign name to print (for %.*s): all, or about 100, never half a UTF-8
  * character. */
 int io_clip(const char *name);

@@ -34,6 +34,7 @@ moe_status model_argument(moe_status status, const char *format, ...)
     va_start(values, format);
     vsnprintf(last_error, sizeof last_error, format, values);
     va_end(values);
+    io_mask_controls(last_error);
     return status;
 }
 
