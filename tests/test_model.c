@@ -125,6 +125,25 @@ static void arguments(void **state)
     check(moe_layer_free(NULL));
 }
 
+/* The empty path is nothing: neither the root nor the folder that the process is in. */
+static void empty_paths(void **state)
+{
+    (void)state;
+    moe_model *model;
+    moe_layer *layer;
+    moe_model_options options = moe_model_options_init();
+    refused(moe_model_open("", NULL, &model), MOE_E_OPEN, "path = \"\"");
+    assert_null(model);
+    options.config = "";
+    refused(moe_model_open(fixture("mixtral_bf16"), &options, &model), MOE_E_OPEN, "config = \"\"");
+    assert_null(model);
+    model = opened(fixture("mixtral_bf16"));
+    check(moe_model_load(model, 0, NULL, NULL, &layer));
+    refused(moe_layer_save(layer, ""), MOE_E_WRITE, "directory = \"\"");
+    check(moe_layer_free(layer));
+    moe_model_close(model);
+}
+
 /* Whatever a path is, a message is one line that does not drive a terminal. */
 static void control_bytes(void **state)
 {
@@ -744,6 +763,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(arguments),
+        cmocka_unit_test(empty_paths),
         cmocka_unit_test(control_bytes),
         cmocka_unit_test(malformed),
         cmocka_unit_test(no_model),

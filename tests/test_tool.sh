@@ -96,6 +96,13 @@ done
 usage 'no command' "$tool"
 usage 'no such command' "$tool" frobnicate
 usage 'no FILE' "$tool" verify
+usage 'FILE is empty' "$tool" verify "$bf16" ''
+usage 'CASE is empty' "$tool" run '' --out x
+usage 'PATH is empty' "$tool" inspect --json ''
+usage 'PATH is empty' "$tool" pack '' --out x
+usage "option '--out' needs a value" "$tool" pack x --out ''
+usage "option '--model' needs a value" "$tool" bench --model= --layer 0
+usage "option '--gate' needs a value" "$tool" verify --gate '' "$bf16"
 usage 'needs a value' "$tool" verify --gate
 usage '--gate loose' "$tool" verify --gate loose "$bf16"
 usage '--act fp8' "$tool" verify --act fp8 "$bf16"
@@ -517,7 +524,7 @@ out_has '"supported": false'
 bench 0 --shape Granite_3.1-1B-A400M --experts 8 --tokens 1 --json --repetitions 1
 out_has '"shape": "granite-3.1-1b-a400m"'
 usage 'no such shape; near it: gpt-oss-20b, gpt-oss-120b' "$tool" bench --shape gpt-oss
-usage 'no such shape' "$tool" bench --shape ''
+usage "option '--shape' needs a value" "$tool" bench --shape ''
 usage 'relu2, no gate' "$tool" bench --shape nemotron-3-nano-30b-a3b
 usage 'K = 5 must be at most E = 4' "$tool" bench --shape 64,32,4,5
 usage 'four numbers' "$tool" bench --shape 64,32,4

@@ -144,13 +144,29 @@ static int show_help(cli *c)
     return CLI_STOP;
 }
 
+/* No value of an option is empty: it is a variable of a script that was not set. */
+static int empty_value(cli *c, int opt)
+{
+    const struct option *o = c->options;
+    while (o->val != opt) o++;
+    return cli_usage_error(c, "option '--%s' needs a value", o->name);
+}
+
+static int check_operands(cli *c)
+{
+    for (int i = optind; c->operand && i < c->argc; i++)
+        if (!*c->argv[i]) return cli_usage_error(c, "%s is empty", c->operand);
+    return CLI_END;
+}
+
 int cli_next(cli *c)
 {
     long long number;
     for (;;) {
         int opt = getopt_long(c->argc, c->argv, ":h", c->options, NULL);
+        if (opt >= CLI_OPT_JSON && optarg && !*optarg) return empty_value(c, opt);
         switch (opt) {
-        case -1: return CLI_END;
+        case -1: return check_operands(c);
         case ':':
         case '?': return bad_option(c, opt);
         case 'h': return show_help(c);

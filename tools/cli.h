@@ -50,11 +50,12 @@ enum { CLI_END = -1, CLI_STOP = -2 };
     "      --threads N      threads per call; 0, the default: as many as the process may use\n"    \
     "      --act MODE       default, exact, mxfp8 or int8: what activations are rounded to\n"
 
-/* One command's command line.  Set the first five, then call cli_next until CLI_END or CLI_STOP. */
+/* One command's command line.  Set the first six, then call cli_next until CLI_END or CLI_STOP. */
 typedef struct cli {
     const char *command; /* "verify" */
     const char *help;
     const struct option *options;
+    const char *operand; /* "FILE": what it takes beside options; NULL: nothing */
     int argc;
     char **argv;
     bool json;

@@ -118,7 +118,12 @@ static int inspect_layers(command *m)
 int cmd_inspect(int argc, char **argv)
 {
     command m = {
-        .cli = {.command = "inspect", .help = HELP, .options = OPTIONS, .argc = argc, .argv = argv},
+        .cli = {.command = "inspect",
+                .help = HELP,
+                .options = OPTIONS,
+                .operand = "PATH",
+                .argc = argc,
+                .argv = argv},
         .measure = true,
     };
     if (parse(&m) == CLI_STOP) return m.cli.exit_code;

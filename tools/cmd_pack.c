@@ -215,7 +215,12 @@ static int print_json(const command *m)
 int cmd_pack(int argc, char **argv)
 {
     command m = {
-        .cli = {.command = "pack", .help = HELP, .options = OPTIONS, .argc = argc, .argv = argv},
+        .cli = {.command = "pack",
+                .help = HELP,
+                .options = OPTIONS,
+                .operand = "PATH",
+                .argc = argc,
+                .argv = argv},
         .layer = -1,
     };
     if (parse(&m) == CLI_STOP) return m.cli.exit_code;

@@ -184,7 +184,12 @@ static int parse(command *m)
 int cmd_run(int argc, char **argv)
 {
     command m = {
-        .cli = {.command = "run", .help = HELP, .options = OPTIONS, .argc = argc, .argv = argv},
+        .cli = {.command = "run",
+                .help = HELP,
+                .options = OPTIONS,
+                .operand = "CASE",
+                .argc = argc,
+                .argv = argv},
         .job = {.path = PATH_PACKED, .layer = -1, .output_dtype = MOE_F32},
     };
     if (parse(&m) == CLI_STOP) return m.cli.exit_code;

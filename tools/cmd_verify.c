@@ -389,7 +389,12 @@ static int parse(verify *v)
 int cmd_verify(int argc, char **argv)
 {
     verify v = {
-        .cli = {.command = "verify", .help = HELP, .options = OPTIONS, .argc = argc, .argv = argv},
+        .cli = {.command = "verify",
+                .help = HELP,
+                .options = OPTIONS,
+                .operand = "FILE",
+                .argc = argc,
+                .argv = argv},
         .gate = JUDGE_STRICT,
         .path = PATH_BOTH,
     };

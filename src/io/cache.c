@@ -89,6 +89,8 @@ moe_status moe_layer_save(const moe_layer *layer, const char *directory)
     char name[64];
     if (layer == NULL) return model_argument(MOE_E_NULL_ARG, "layer = NULL: required");
     if (directory == NULL) return model_argument(MOE_E_NULL_ARG, "directory = NULL: required");
+    if (*directory == '\0')
+        return model_argument(MOE_E_WRITE, "directory = \"\": must name a folder");
     snprintf(name, sizeof name, "%s%05lld%s", name_head, (long long)layer->info.layer, name_tail);
     char *folder = files_inside(directory), *path = folder ? files_join(folder, name) : NULL;
     moe_status s = path ? MOE_OK : no_memory(directory);

@@ -130,9 +130,12 @@ moe_status moe_model_open(const char *path, const moe_model_options *options, mo
     if (model == NULL) return model_argument(MOE_E_NULL_ARG, "model = NULL: required");
     *model = NULL;
     if (path == NULL) return model_argument(MOE_E_NULL_ARG, "path = NULL: required");
+    if (*path == '\0') return model_argument(MOE_E_OPEN, "path = \"\": must name a model");
     moe_status s = MOE_OK;
     if (options) s = model_struct_size(options, sizeof *options, "moe_model_options");
     if (s != MOE_OK) return s;
+    if (options && options->config && *options->config == '\0')
+        return model_argument(MOE_E_OPEN, "config = \"\": must name a file, or be NULL");
     moe_model *m = calloc(1, sizeof *m);
     if (!m) return model_fail(MOE_E_NOMEM, path, "out of memory");
     s = open_model(m, path, options ? options->config : NULL);
