@@ -178,6 +178,35 @@ static void test_inspect_refused(void **state)
     tool_expect(3, "config.json", "inspect %s", folder);
 }
 
+/* With --json, failures are results too. */
+static void expect_failure(json_t *o, int code, const char *words)
+{
+    assert_true(json_is_false(json_object_get(o, "pass")));
+    assert_true(json_boolean_value(json_object_get(o, "refused")) == (code == 3));
+    assert_true(json_boolean_value(json_object_get(o, "unreadable")) == (code == 2));
+    assert_non_null(strstr(text(o, "message"), words));
+    json_decref(o);
+}
+
+static void test_failures_as_json(void **state)
+{
+    (void)state;
+    expect_failure(tool_json(2, "inspect /missing"), 2, "/missing");
+    expect_failure(tool_json(2, "inspect --tensors /missing"), 2, "/missing");
+    expect_failure(tool_json(2, "pack /missing --out %s", packed), 2, "/missing");
+    expect_failure(tool_json(2, "bench --model /missing --layer 0"), 2, "/missing");
+    expect_failure(tool_json(2, "run --model /missing --layer 0 --hidden x --out y"), 2,
+                   "/missing");
+    tiny_model_write(TINY_QWEN3, folder, -1);
+    expect_failure(tool_json(3, "pack --layer 8 %s --out %s", folder, packed), 3, "layer 8");
+    expect_failure(tool_json(1, "pack %s --out /none/x", folder), 1, "/none");
+    expect_failure(tool_json(3, "bench --model %s --layer 0 --act int8", folder), 3, "INT8");
+    json_decref(tool_json(0, "pack %s --out %s", folder, packed));
+    expect_failure(tool_json(3, "inspect --tensors %s", packed), 3, "has packed layers");
+    tiny_model_write(TINY_QWEN3, folder, 3);
+    expect_failure(tool_json(3, "inspect --no-measure %s", folder), 3, "experts");
+}
+
 static void test_tensors(void **state)
 {
     (void)state;
@@ -406,7 +435,7 @@ int main(void)
         IN_FOLDER(test_inspect),  IN_FOLDER(test_rows),          IN_FOLDER(test_inspect_refused),
         IN_FOLDER(test_tensors),  IN_FOLDER(test_index),         IN_FOLDER(test_foreign_names),
         IN_FOLDER(test_bench),    IN_FOLDER(test_bench_refused), IN_FOLDER(test_pack),
-        IN_FOLDER(test_pack_one), IN_FOLDER(test_pack_refused),
+        IN_FOLDER(test_pack_one), IN_FOLDER(test_pack_refused),  IN_FOLDER(test_failures_as_json),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

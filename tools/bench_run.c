@@ -25,9 +25,10 @@ double bench_macs(const shape *s, size_t tokens)
 
 static int refused(const bench *b, moe_status status)
 {
+    cli_error error;
     if (status == MOE_E_NOMEM) return cli_failure(b->cli, "out of memory");
-    cli_failure(b->cli, "%s", moe_last_error());
-    return CLI_REFUSED;
+    cli_fail(&error, CLI_REFUSED, "%s", moe_last_error());
+    return cli_report(b->cli, &error);
 }
 
 /* ---- making ---------------------------------------------------------------------------------- */

@@ -57,34 +57,35 @@ static void put_text(FILE *file, const char *text)
     }
 }
 
-__attribute__((format(printf, 2, 0))) static void message(const cli *c, const char *format,
-                                                          va_list list)
-{
-    char text[1024];
-    vsnprintf(text, sizeof text, format, list);
-    fprintf(stderr, "moe-tkg %s: ", c->command);
-    put_text(stderr, text);
-}
-
 int cli_usage_error(cli *c, const char *format, ...)
 {
+    char text[1024];
     va_list list;
     va_start(list, format);
-    message(c, format, list);
+    vsnprintf(text, sizeof text, format, list);
     va_end(list);
+    fprintf(stderr, "moe-tkg %s: ", c->command);
+    put_text(stderr, text);
     fprintf(stderr, " (see 'moe-tkg %s --help')\n", c->command);
     c->exit_code = CLI_USAGE;
     return CLI_STOP;
 }
 
+void cli_say(const cli *c, const char *message)
+{
+    fprintf(stderr, "moe-tkg %s: ", c->command);
+    put_text(stderr, message);
+    fputc('\n', stderr);
+}
+
 int cli_failure(const cli *c, const char *format, ...)
 {
+    cli_error e = {.code = CLI_FAILED};
     va_list list;
     va_start(list, format);
-    message(c, format, list);
+    vsnprintf(e.text, sizeof e.text, format, list);
     va_end(list);
-    fputc('\n', stderr);
-    return CLI_FAILED;
+    return cli_report(c, &e);
 }
 
 int cli_fail(cli_error *e, int code, const char *format, ...)
@@ -98,7 +99,8 @@ int cli_fail(cli_error *e, int code, const char *format, ...)
 
 int cli_report(const cli *c, const cli_error *e)
 {
-    cli_failure(c, "%s", e->text);
+    cli_say(c, e->text);
+    if (c->json) cli_print_json(c, cli_json_verdict(e->code, e->text));
     return e->code;
 }
 
@@ -257,6 +259,21 @@ json_t *cli_json_real(double value)
     return isfinite(value) ? json_real(value) : json_null();
 }
 
+json_t *cli_json_verdict(int code, const char *message)
+{
+    return json_pack("{s:b, s:b, s:b, s:o}",          //
+                     "pass", code == CLI_OK,          //
+                     "refused", code == CLI_REFUSED,  //
+                     "unreadable", code == CLI_USAGE, //
+                     "message", cli_json_text(message));
+}
+
+static int no_memory(const cli *c)
+{
+    cli_say(c, "out of memory"); /* which is no time to make another object */
+    return CLI_FAILED;
+}
+
 static int output_errno; /* of the first write to stdout that failed */
 
 bool cli_flush(void)
@@ -269,11 +286,11 @@ bool cli_flush(void)
 
 int cli_print_json(const cli *c, json_t *object)
 {
-    if (!object) return cli_failure(c, "out of memory");
+    if (!object) return no_memory(c);
     errno = 0;
     int failed = json_dumpf(object, stdout, JSON_INDENT(2) | JSON_ENSURE_ASCII);
     json_decref(object);
-    if (failed && !ferror(stdout)) return cli_failure(c, "out of memory");
+    if (failed && !ferror(stdout)) return no_memory(c);
     if (failed && !output_errno) output_errno = errno ? errno : EIO;
     putchar('\n');
     return CLI_OK;

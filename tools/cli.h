@@ -43,7 +43,7 @@ enum { CLI_END = -1, CLI_STOP = -2 };
 
 /* The lines on them in a command's --help. */
 #define CLI_HELP_PLAIN                                                                             \
-    "      --json           results as one JSON object\n"                                          \
+    "      --json           results as one JSON object, failures too\n"                            \
     "  -h, --help           this text\n"
 #define CLI_HELP_COMPUTE                                                                           \
     "      --isa NAME       highest ISA level to use (moe-tkg info lists them)\n"                  \
@@ -72,7 +72,10 @@ int cli_next(cli *c);
  * returns CLI_STOP. */
 __attribute__((format(printf, 2, 3))) int cli_usage_error(cli *c, const char *format, ...);
 
-/* "moe-tkg verify: <message>" on stderr; returns CLI_FAILED. */
+/* "moe-tkg verify: <message>" on stderr, for a failure that is also said otherwise. */
+void cli_say(const cli *c, const char *message);
+
+/* cli_report of a message and CLI_FAILED, which it returns. */
 __attribute__((format(printf, 2, 3))) int cli_failure(const cli *c, const char *format, ...);
 
 /* What went wrong, before it is known how it will be said. */
@@ -84,7 +87,8 @@ typedef struct cli_error {
 /* Stores both in *e and returns code. */
 __attribute__((format(printf, 3, 4))) int cli_fail(cli_error *e, int code, const char *format, ...);
 
-/* "moe-tkg verify: <message>" on stderr; returns the code. */
+/* What ends the command before it has any result: "moe-tkg verify: <message>" on stderr, and with
+ * --json cli_json_verdict on stdout; returns the code. */
 int cli_report(const cli *c, const cli_error *e);
 
 /* A whole decimal number in [low, high]. */
@@ -115,6 +119,9 @@ json_t *cli_json_text(const char *text);
 
 /* A JSON number; null if it is not finite. */
 json_t *cli_json_real(double value);
+
+/* {"pass": true, "refused": false, "unreadable": false, "message": ""} of an exit code. */
+json_t *cli_json_verdict(int code, const char *message);
 
 /* Prints the object, in ASCII, and a newline, and releases it; NULL (memory ran out on the way) is
  * an error. */

@@ -90,15 +90,6 @@ io_status run_write(const char *path, const moe_tensor *output, size_t bytes, io
     return st_write(path, &t, &output->data, 1, NULL, NULL, 0, error);
 }
 
-json_t *run_verdict(int code, const char *message)
-{
-    return json_pack("{s:b, s:b, s:b, s:o}",          //
-                     "pass", code == CLI_OK,          //
-                     "refused", code == CLI_REFUSED,  //
-                     "unreadable", code == CLI_USAGE, //
-                     "message", cli_json_text(message));
-}
-
 json_t *run_shape(const moe_tensor *output)
 {
     json_t *shape = json_array();

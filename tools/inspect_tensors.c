@@ -293,12 +293,14 @@ static bool is_packed(const char *path)
 
 static int refuse(const listing *l, const cli *c, const char *path)
 {
-    if (l->files == 0 && is_packed(path)) {
-        cli_failure(c, "%.480s: has packed layers and no tensors: see it without --tensors", path);
-        return CLI_REFUSED;
-    }
-    cli_failure(c, "%s", l->error.text);
-    return l->error.status == IO_E_NOMEM ? CLI_FAILED : CLI_USAGE;
+    cli_error error;
+    if (l->files == 0 && is_packed(path))
+        cli_fail(&error, CLI_REFUSED,
+                 "%.480s: has packed layers and no tensors: see it without --tensors", path);
+    else
+        cli_fail(&error, l->error.status == IO_E_NOMEM ? CLI_FAILED : CLI_USAGE, "%s",
+                 l->error.text);
+    return cli_report(c, &error);
 }
 
 int inspect_tensors(const cli *c, const char *path)

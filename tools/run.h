@@ -28,9 +28,6 @@ int run_model(const cli *c, moe_context *context, const run_job *job);
 /* Writes the tensor "output" to path, without metadata, so that equal results are equal files. */
 io_status run_write(const char *path, const moe_tensor *output, size_t bytes, io_error *error);
 
-/* {"pass": true, "refused": false, ..., "message": ""} of an exit code. */
-json_t *run_verdict(int code, const char *message);
-
 json_t *run_shape(const moe_tensor *output);
 
 #endif

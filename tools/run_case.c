@@ -11,10 +11,10 @@
 /* A line on stderr, and the same as a result if --json asks for one. */
 static int failed(const cli *c, int code, const char *file, const char *message)
 {
-    cli_failure(c, "%s", message);
+    cli_say(c, message);
     if (!c->json) return code;
     json_t *object = json_pack("{s:o}", "file", cli_json_text(file));
-    json_object_update_new(object, run_verdict(code, message));
+    json_object_update_new(object, cli_json_verdict(code, message));
     cli_print_json(c, object);
     return code;
 }
@@ -40,7 +40,7 @@ static int print_result(const cli *c, const moe_context *context, const moe_tkg_
                                "act", case_act_name(case_act_in_use(args)),  //
                                "dtype", moe_dtype_name(output->dtype),       //
                                "shape", run_shape(output));
-    json_object_update_new(object, run_verdict(CLI_OK, ""));
+    json_object_update_new(object, cli_json_verdict(CLI_OK, ""));
     return cli_print_json(c, object);
 }
 

@@ -142,7 +142,7 @@ static int print_json(const run *r, int code)
                                          "hidden_dtype", moe_dtype_name(r->input.hidden.dtype), //
                                          "dtype", moe_dtype_name(r->output.dtype),              //
                                          "shape", run_shape(&r->output)));
-    json_object_update_new(object, run_verdict(code, code == CLI_OK ? "" : r->error.text));
+    json_object_update_new(object, cli_json_verdict(code, code == CLI_OK ? "" : r->error.text));
     return cli_print_json(r->cli, object);
 }
 
@@ -150,7 +150,7 @@ int run_model(const cli *c, moe_context *context, const run_job *job)
 {
     run r = {.cli = c, .job = job, .context = context};
     int code = run_steps(&r);
-    if (code != CLI_OK) cli_report(c, &r.error);
+    if (code != CLI_OK) cli_say(c, r.error.text);
     if (c->json) {
         int printed = print_json(&r, code);
         if (code == CLI_OK) code = printed;
