@@ -579,6 +579,19 @@ def test_gpt_oss_mxfp4_by_transformers(gpt_oss_mxfp4, monkeypatch):
         load(gpt_oss_mxfp4, "eager")
 
 
+def test_device_map(monkeypatch):
+    """Codes are kept where all of a model goes to the CPU."""
+    from moe_tkg._quantizers import _on_cpu
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for device_map in (None, "cpu", torch.device("cpu"), {"": "cpu"}, {"": torch.device("cpu", 0)}, "auto", "balanced"):
+        assert _on_cpu(device_map)
+    for device_map in ("cuda", "cuda:0", 0, {"a": "cpu", "b": 0}, {"a": "cpu", "b": "disk"}):
+        assert not _on_cpu(device_map)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert _on_cpu("cpu") and not _on_cpu("auto")
+
+
 def test_gpt_oss_mxfp4_asked_to_be_bf16(gpt_oss_mxfp4):
     model = dequantized(gpt_oss_mxfp4, "moe_tkg")
     assert experts_of(model)[0].gate_up_proj.dtype == torch.float32
