@@ -80,6 +80,11 @@ class Packed(Layer):
             self._storages = [StorageWeakRef(module._parameters[n].untyped_storage()) for n in self.source.names]
             self.seen = seen
 
+    def forget(self) -> None:
+        """What is packed goes; the next call packs anew, in the same format."""
+        with _lock:
+            self.call, self.seen, self._storages = None, (), []
+
     def free(self) -> None:
         """The module's weights go; what is packed stays."""
         self.current()

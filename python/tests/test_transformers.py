@@ -252,6 +252,17 @@ def test_changed_weights():
     assert same()
 
 
+def test_release_keeps_the_format():
+    _, ours = twins()
+    accelerated.accelerate(ours, weights="fp8")
+    formats = [layer.format for layer in accelerated.report(ours)]
+    want = logits(ours)
+    accelerated.release(ours)
+    assert all(layer.bytes == 0 for layer in accelerated.report(ours))
+    assert torch.equal(logits(ours), want)
+    assert [layer.format for layer in accelerated.report(ours)] == formats
+
+
 def test_changed_weights_at_the_same_address():
     """Memory that was freed is given out again: an address does not tell one tensor from the next."""
     eager, ours = twins()
