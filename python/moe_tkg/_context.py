@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 from ctypes import byref, c_void_p
 
-from ._abi import ContextOptions, lib, sized
-from ._errors import check
+from ._abi import ContextOptions, Status, lib, sized
+from ._errors import check, error
 
 
 class Context:
@@ -27,6 +28,8 @@ class Context:
 
     def __init__(self, threads: int = 0, isa: str | None = None):
         self.address = None
+        if threads != ctypes.c_int32(threads).value:  # ctypes would cut it off
+            raise error(Status.VALUE, f"threads = {threads}: must be in [0, 1024]")
         options = sized(ContextOptions, threads=threads, isa=None if isa is None else isa.encode())
         handle = c_void_p()
         check(lib.moe_context_create(byref(options), byref(handle)))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ._modules import SLOT, attach, run, wants_gradient
+from ._modules import run, slot_of, wants_gradient
 
 _HOME = "transformers.models.llama4.modeling_llama4."
 SETTINGS: dict[str, Any] = {"expert_affinities_scaling_mode": "input_scale"}
@@ -39,16 +39,30 @@ def known(block: nn.Module) -> bool:
 
 def switch(block: nn.Module) -> None:
     """The block runs its experts by this library from now on."""
-    kind = type(block)
-    if kind in _blocks.values():
-        return
+    if type(block) not in _blocks.values():
+        block.__class__ = _switched(type(block))
+
+
+def _switched(kind: type) -> type:
     if kind not in _blocks:
-        _blocks[kind] = type(kind.__name__, (kind,), {"forward": _forward, "__module__": __name__, "_theirs": kind})
-    block.__class__ = _blocks[kind]
+        own = {"forward": _forward, "__reduce_ex__": _reduce, "__module__": __name__, "_theirs": kind}
+        _blocks[kind] = type(kind.__name__, (kind,), own)
+    return _blocks[kind]
+
+
+def _new(kind: type) -> Any:
+    """A block of the class that takes kind's place, without its state."""
+    switched = _switched(kind)
+    return switched.__new__(switched)
+
+
+def _reduce(self: Any, _protocol: int) -> Any:
+    """Its class has no name that pickle would find it by."""
+    return _new, (self._theirs,), self.__dict__
 
 
 def _forward(self: Any, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    slot = self.experts.__dict__.get(SLOT) or attach(self.experts, None, SETTINGS)
+    slot = slot_of(self.experts, SETTINGS)
     if slot.handle == 0 or wants_gradient(self, hidden_states, slot):
         return self._theirs.forward(self, hidden_states)
     hidden_states = hidden_states.reshape(-1, self.hidden_dim)

@@ -2,7 +2,7 @@
 """The experts modules of models of transformers: what each knows of its packed experts, and the call in place of its own.
 
 A module's experts are packed at the first call, and again at a call that finds its parameters changed: other memory, or
-changed in place (``Tensor._version``).  Changes that PyTorch does not count, through ``.data`` or NumPy, are not seen.
+changed in place (``Tensor._version``).  Changes in place that PyTorch does not count, through ``.data`` or NumPy, are not seen.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from transformers.integrations import moe as _moe
 
 from ._experts import Call
@@ -27,8 +28,14 @@ _lock = threading.RLock()
 # ---- a module's experts, packed ------------------------------------------------------------------------------------------
 
 
-def _version(p: torch.Tensor) -> int:
-    return -1 if p.is_inference() else p._version
+def _seen(p: torch.Tensor | None) -> tuple[int, ...]:
+    """What tells a parameter's memory and its state: other numbers where either is another.
+
+    The storage's identity is not given out again as long as a ``StorageWeakRef`` of it is kept; an address is.
+    """
+    if p is None:
+        return ()
+    return p.untyped_storage()._cdata, p.data_ptr(), -1 if p.is_inference() else p._version
 
 
 class Packed(Layer):
@@ -39,6 +46,7 @@ class Packed(Layer):
         self.source, self.weights, self.more = source, weights, more
         self.call: Call | None = None
         self.seen: tuple = ()
+        self._storages: list[StorageWeakRef] = []
         self.freed = False
         self._register()
 
@@ -51,7 +59,7 @@ class Packed(Layer):
         if self.freed:
             return self.call
         parameters = self.module()._parameters
-        seen = tuple([(p.data_ptr(), _version(p)) for p in map(parameters.__getitem__, self.source.names)])
+        seen = tuple([_seen(p) for p in map(parameters.get, self.source.names)])
         if seen != self.seen:
             self._pack(seen)
         return self.call
@@ -69,7 +77,13 @@ class Packed(Layer):
             self.call = None  # frees what was packed before it is packed again
             experts = self.source.pack(module, self.weights, context())
             self.call = experts.prepare(**self.source.gate.settings(), **self.more, skip_invalid_experts=True)
+            self._storages = [StorageWeakRef(module._parameters[n].untyped_storage()) for n in self.source.names]
             self.seen = seen
+
+    def forget(self) -> None:
+        """What is packed goes; the next call packs anew, in the same format."""
+        with _lock:
+            self.call, self.seen, self._storages = None, (), []
 
     def free(self) -> None:
         """The module's weights go; what is packed stays."""
@@ -115,8 +129,12 @@ class Slot:
         self.handle = 0 if layer is None else layer.handle
 
     def __deepcopy__(self, memo: dict) -> Slot | None:
-        # A copy has parameters of its own, and so is packed by itself, unless there are none.
-        return self if self.layer is not None and self.layer.freed else None
+        # A copy has parameters of its own, and so is packed by itself, in the same format, unless there are none.
+        layer = self.layer
+        if layer is None or layer.freed:
+            return None if layer is None else self
+        module = memo.get(id(layer.module()))
+        return None if module is None else Slot(Packed(module, layer.source, layer.weights, layer.more))
 
     def __reduce__(self) -> Any:
         if self.layer is not None and self.layer.freed:
@@ -149,6 +167,15 @@ def _slot_of(module: nn.Module, weights: str | None, more: dict[str, Any], name:
 # Dynamo takes what this returns as a constant of the graph.
 _constant_attach = torch.compiler.assume_constant_result(attach)
 
+
+def slot_of(module: nn.Module, more: dict[str, Any] | None = None) -> Slot:
+    """``attach``, in graphs too."""
+    slot = module.__dict__.get(SLOT)
+    if slot is None:
+        slot = (_constant_attach if torch.compiler.is_compiling() else attach)(module, None, more)
+    return slot
+
+
 # ---- the call ------------------------------------------------------------------------------------------------------------
 
 
@@ -162,11 +189,12 @@ def own_forward(module: nn.Module) -> Any:
     return forward
 
 
-def wants_gradient(module: nn.Module, hidden: torch.Tensor, slot: Slot) -> bool:
+def wants_gradient(module: nn.Module, hidden: torch.Tensor, slot: Slot, weights: torch.Tensor | None = None) -> bool:
     """The model's own experts are to run, with a warning.  Raises RuntimeError where they cannot."""
     if not torch.is_grad_enabled():
         return False
-    if not (hidden.requires_grad or (module.training and any(p.requires_grad for p in module.parameters()))):
+    routed = weights is not None and weights.requires_grad
+    if not (hidden.requires_grad or routed or any(p.requires_grad for p in module.parameters())):
         return False
     if not slot.layer.own:
         raise RuntimeError(
@@ -193,10 +221,8 @@ def experts_forward(
     """What transformers calls in place of an experts module's own forward: [T, H], [T, K], [T, K] (or [T, E]) -> [T, H]."""
     if not hidden_states.is_cpu:
         return own_forward(module)(module, hidden_states, top_k_index, top_k_weights)
-    slot = module.__dict__.get(SLOT)
-    if slot is None:
-        slot = _constant_attach(module) if torch.compiler.is_compiling() else attach(module)
-    if slot.handle == 0 or wants_gradient(module, hidden_states, slot):
+    slot = slot_of(module)
+    if slot.handle == 0 or wants_gradient(module, hidden_states, slot, top_k_weights):
         return own_forward(module)(module, hidden_states, top_k_index, top_k_weights)
     if top_k_weights.shape[-1] != top_k_index.shape[-1]:
         top_k_weights = top_k_weights.gather(-1, top_k_index.clamp(0, top_k_weights.shape[-1] - 1).long())

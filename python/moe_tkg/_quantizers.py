@@ -21,10 +21,17 @@ from ._modules import NAME, Absent, no_state
 
 
 def _on_cpu(device_map: Any) -> bool:
+    """Whether all of a model goes to the CPU; "auto" and its like decide by what there is."""
     if device_map is None:
         return True
     devices = device_map.values() if isinstance(device_map, dict) else [device_map]
-    return all(str(device) == "cpu" for device in devices)
+    return all(_is_cpu(device) for device in devices)
+
+
+def _is_cpu(device: Any) -> bool:
+    if device in ("auto", "balanced", "balanced_low_0", "sequential"):
+        return not torch.accelerator.is_available()
+    return str(device).partition(":")[0] == "cpu"
 
 
 def _parameter(*shape: int, dtype: torch.dtype) -> nn.Parameter:

@@ -119,11 +119,16 @@ def accelerate(
 
 
 def release(model: nn.Module) -> None:
-    """Frees what is packed, but of layers whose weights were freed.  A later call packs anew, as the weights are."""
+    """Frees what is packed, but of layers whose weights were freed.  A later call packs anew, as the weights are then and in
+    the same format."""
     for module in model.modules():
         slot = module.__dict__.get(SLOT)
-        if slot is not None and not (slot.layer is not None and slot.layer.freed):
+        if slot is None or (slot.layer is not None and slot.layer.freed):
+            continue
+        if slot.layer is None:  # left alone: to be looked at again
             del module.__dict__[SLOT]
+        else:
+            slot.layer.forget()
 
 
 def _experts_of(model: nn.Module) -> list[tuple[str, nn.Module, nn.Module | None]]:

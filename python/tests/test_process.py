@@ -34,7 +34,7 @@ def test_context(case, packed):
             context = moe_tkg.Context(threads=threads, isa=isa)
             assert (context.threads, context.isa) == (threads, isa) and isa in repr(context)
             assert (packed(*case.call, context=context) == want).all()
-    for bad in ({"threads": -1}, {"threads": 2000}, {"isa": "avx1024"}):
+    for bad in ({"threads": -1}, {"threads": 2000}, {"threads": 2**32 + 1}, {"isa": "avx1024"}):
         with pytest.raises(moe_tkg.MoeValueError):
             moe_tkg.Context(**bad)
 

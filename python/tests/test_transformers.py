@@ -252,6 +252,29 @@ def test_changed_weights():
     assert same()
 
 
+def test_release_keeps_the_format():
+    _, ours = twins()
+    accelerated.accelerate(ours, weights="fp8")
+    formats = [layer.format for layer in accelerated.report(ours)]
+    want = logits(ours)
+    accelerated.release(ours)
+    assert all(layer.bytes == 0 for layer in accelerated.report(ours))
+    assert torch.equal(logits(ours), want)
+    assert [layer.format for layer in accelerated.report(ours)] == formats
+
+
+def test_changed_weights_at_the_same_address():
+    """Memory that was freed is given out again: an address does not tell one tensor from the next."""
+    eager, ours = twins()
+    accelerated.accelerate(ours)
+    values = experts_of(ours)[0].down_proj.detach().clone().numpy()
+    for _ in range(3):
+        values *= -2
+        experts_of(eager)[0].down_proj = torch.nn.Parameter(torch.from_numpy(values.copy()))
+        experts_of(ours)[0].down_proj = torch.nn.Parameter(torch.from_numpy(values))
+        assert close(logits(ours), logits(eager))
+
+
 def test_changed_activation():
     """It is looked at again with the weights."""
     eager, ours = twins()
@@ -289,6 +312,41 @@ def test_copies():
     file.seek(0)
     back = torch.load(file, weights_only=False)
     assert close(logits(back), logits(eager))
+
+
+def test_copies_keep_the_format():
+    """Requantised weights and rounded activations are a function of their own, and a copy has the same."""
+    _, ours = twins(moe_intermediate_size=64)
+    accelerated.accelerate(ours, "mxfp4", act_mode="int8")
+    assert torch.equal(logits(copy.deepcopy(ours)), logits(ours))
+    once_more = copy.deepcopy(copy.deepcopy(ours))  # of one that was not packed yet
+    assert torch.equal(logits(once_more), logits(ours))
+    assert {r.format for r in accelerated.report(once_more)} == {"e2m1_x2"}
+
+
+def test_copies_of_llama4():
+    """Its block is of a class that is made here."""
+    eager, ours = twins("llama4")
+    accelerated.accelerate(ours)
+    file = io.BytesIO()
+    torch.save(ours, file)
+    file.seek(0)
+    for other in (torch.load(file, weights_only=False), copy.deepcopy(ours)):
+        with torch.no_grad():
+            for model in (other, eager):
+                experts_of(model)[0].down_proj.mul_(-1)
+            assert close(logits(other), logits(eager))
+            experts_of(eager)[0].down_proj.mul_(-1)
+        assert all(r.bytes for r in accelerated.report(other))
+    assert close(logits(ours), logits(eager))
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "llama4"])
+def test_compile_a_copy(family):
+    """One that was not packed yet."""
+    eager, ours = twins(family)
+    accelerated.accelerate(ours)
+    assert close(logits(torch.compile(copy.deepcopy(ours), fullgraph=True)), logits(eager))
 
 
 def test_switching_back():
@@ -419,6 +477,26 @@ def test_gradient():
     eager(**tiny_models.prompts(2)).logits.sum().backward()
     for a, b in zip(ours.parameters(), eager.parameters()):
         assert torch.equal(a.grad, b.grad)
+
+
+@pytest.mark.parametrize("what", ["hidden", "weights", "parameters"])
+def test_gradient_of_one_part(what):
+    """Of the hidden state, of the router's weights, of the experts themselves; also out of training."""
+    eager, ours = twins()
+    accelerated.accelerate(ours)
+    g = torch.Generator().manual_seed(2)
+    hidden, weights = torch.randn(3, 64, generator=g), torch.rand(3, 2, generator=g)
+    index = torch.tensor([[0, 1], [2, 3], [4, 5]])
+    got = []
+    for model in (eager, ours):
+        module = experts_of(model)[0].requires_grad_(what == "parameters")
+        h, w = hidden.clone().requires_grad_(what == "hidden"), weights.clone().requires_grad_(what == "weights")
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            module(h, index, w).square().sum().backward()
+        got.append({"hidden": h, "weights": w, "parameters": module.down_proj}[what].grad)
+    assert any("a gradient is wanted" in str(w.message) for w in said)
+    assert torch.equal(*got)
 
 
 def test_sentinels():
@@ -577,6 +655,19 @@ def test_gpt_oss_mxfp4_by_transformers(gpt_oss_mxfp4, monkeypatch):
     monkeypatch.setattr(quantizer_mxfp4, "is_accelerate_available", lambda: False)
     with pytest.raises(ImportError, match="Using mxfp4 requires Accelerate"):
         load(gpt_oss_mxfp4, "eager")
+
+
+def test_device_map(monkeypatch):
+    """Codes are kept where all of a model goes to the CPU."""
+    from moe_tkg._quantizers import _on_cpu
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    for device_map in (None, "cpu", torch.device("cpu"), {"": "cpu"}, {"": torch.device("cpu", 0)}, "auto", "balanced"):
+        assert _on_cpu(device_map)
+    for device_map in ("cuda", "cuda:0", 0, {"a": "cpu", "b": 0}, {"a": "cpu", "b": "disk"}):
+        assert not _on_cpu(device_map)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    assert _on_cpu("cpu") and not _on_cpu("auto")
 
 
 def test_gpt_oss_mxfp4_asked_to_be_bf16(gpt_oss_mxfp4):
