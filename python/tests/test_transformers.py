@@ -361,6 +361,7 @@ def test_copies_of_llama4():
 @pytest.mark.parametrize("family", ["qwen3_moe", "llama4"])
 def test_compile_a_copy(family):
     """One that was not packed yet."""
+    torch._dynamo.reset()  # it compiles a function so many times in a process, and no more
     eager, ours = twins(family)
     accelerated.accelerate(ours)
     assert close(logits(torch.compile(copy.deepcopy(ours), fullgraph=True)), logits(eager))
@@ -566,6 +567,7 @@ def test_version_with_a_list(monkeypatch):
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "llama4"])
 def test_compile(family):
+    torch._dynamo.reset()
     eager, ours = twins(family)
     if family == "llama4":
         accelerated.accelerate(ours)
