@@ -59,7 +59,8 @@ def error(status: int, message: str) -> MoeError:
     return _KINDS.get(status, MoeValueError)(status, message)
 
 
-def check(status: int, last_error=None) -> None:
-    """Raises what a call ended with, unless it is MOE_OK.  On the thread that made the call."""
+def check(status: int, last_error=None, first_row: int = 0) -> None:
+    """Raises what a call ended with, unless it is MOE_OK.  On the thread that made the call, on rows from first_row on."""
     if status:
-        raise error(status, (last_error or lib.moe_last_error)().decode(errors="replace"))
+        message = (last_error or lib.moe_last_error)().decode(errors="replace")
+        raise error(status, f"{message} (rows counted from {first_row})" if first_row else message)

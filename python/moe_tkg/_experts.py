@@ -15,7 +15,7 @@ from ._array import DTYPE_NAME, DTYPE_SIZE, dense
 from ._context import Context
 from ._errors import check, error
 from ._matrix import matrices
-from ._operator import address_of, destination, enumerator, settings, tensors
+from ._operator import address_of, destination, enumerator, settings, tensors, whole
 from ._quantize import requantized
 
 
@@ -346,10 +346,13 @@ class Call:
                 raise error(Status.SHAPE, f"weights: has shape {list(w.shape)}: must be that of index, {list(i.shape)}")
             w_address, w_dtype = w.address, w.dtype
         dtype = self._output_dtype or h.dtype
+        given = out is not None
         out, address = destination(h.torch, out, shape, dtype)
-        self.at(
-            (h.address, h.dtype), (i.address, i.dtype), (w_address, w_dtype), (address, dtype), T, i.shape[-1], context
-        )
+        arrays = (h.address, h.dtype), (i.address, i.dtype), (w_address, w_dtype)
+        if given and T > MOST_TOKENS:
+            whole(lambda to: self.at(*arrays, (to, dtype), T, i.shape[-1], context), address, shape, dtype)
+        else:
+            self.at(*arrays, (address, dtype), T, i.shape[-1], context)
         return out
 
     def at(
@@ -375,18 +378,17 @@ class Call:
         address, slot.args.output_dtype = out
         row = self.H * DTYPE_SIZE[out[1]]
         where = address_of(context)
-        first = min(T, MOST_TOKENS)
-        h.shape[0:2] = first, self.H
-        i.shape[0:2] = w.shape[0:2] = first, K
-        status = lib.moe_tkg(where, slot.reference, address, first * row)
-        done = first
-        while done < T and status == 0:
+        done, count = 0, min(T, MOST_TOKENS)
+        h.shape[0:2] = count, self.H
+        i.shape[0:2] = w.shape[0:2] = count, K
+        status = lib.moe_tkg(where, slot.reference, address, count * row)
+        while status == 0 and done + count < T:
+            done += count
             count = min(T - done, MOST_TOKENS)
             h.shape[0] = i.shape[0] = w.shape[0] = count
             h.data = hidden[0] + done * self.H * DTYPE_SIZE[hidden[1]]
             i.data = index[0] + done * K * DTYPE_SIZE[index[1]]
             w.data = weights[0] + done * K * DTYPE_SIZE[weights[1]]
             status = lib.moe_tkg(where, slot.reference, address + done * row, count * row)
-            done += count
         free.append(slot)
-        check(status)
+        check(status, first_row=done)

@@ -85,6 +85,10 @@ class Packed(Layer):
         with _lock:
             self.call, self.seen, self._storages = None, (), []
 
+    def try_out(self) -> None:
+        """Packs, and makes a call that uses no expert: raises what settings that do not go together raise."""
+        self(torch.zeros(1, self.source.H), torch.full((1, 1), self.source.E), torch.ones(1, 1))
+
     def free(self) -> None:
         """The module's weights go; what is packed stays."""
         self.current()
@@ -150,11 +154,11 @@ def attach(module: nn.Module, weights: str | None = None, more: dict[str, Any] |
     with _lock:
         slot = module.__dict__.get(SLOT)
         if slot is None:
-            slot = module.__dict__[SLOT] = _slot_of(module, weights, more or {}, name)
+            slot = module.__dict__[SLOT] = new_slot(module, weights, more or {}, name)
         return slot
 
 
-def _slot_of(module: nn.Module, weights: str | None, more: dict[str, Any], name: str) -> Slot:
+def new_slot(module: nn.Module, weights: str | None, more: dict[str, Any], name: str) -> Slot:
     try:
         source = Source(module)
         source.settle(weights)

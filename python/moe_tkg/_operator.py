@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 from ctypes import addressof, byref, c_size_t
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 
@@ -124,6 +125,16 @@ def destination(like_torch: bool, out: Any, shape: tuple[int, ...], dtype: int) 
     if v.shape != shape:
         raise error(Status.SHAPE, f"out: has shape {list(v.shape)}: must be {list(shape)}")
     return out, v.address
+
+
+def whole(work: Callable[[int], None], out: int, shape: tuple[int, ...], dtype: int) -> None:
+    """work(address), of several calls of the library, whose result goes to out complete or not at all.
+
+    A later call may read what an earlier one's rows would lie over.
+    """
+    result = np.empty(shape, NUMPY_OF[dtype])
+    work(result.ctypes.data)
+    ctypes.memmove(out, result.ctypes.data, result.nbytes)
 
 
 def moe_tkg(

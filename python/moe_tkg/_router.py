@@ -14,7 +14,7 @@ from ._array import View, dense, empty, tensor, view
 from ._context import Context
 from ._errors import check, error
 from ._experts import MOST_TOKENS, Experts
-from ._operator import address_of, destination, enumerator, settings, tensors
+from ._operator import address_of, destination, enumerator, settings, tensors, whole
 
 _RESULTS = {"index": np.int32, "weights": np.float32, "logits": np.float32, "affinities": np.float32, "scores": np.float32}
 
@@ -177,22 +177,18 @@ def router_topk(
     return router(x, want=want, context=context)
 
 
-def run_block(
+def _run_rows(
     args: _abi.BlockArgs,
-    hidden: Any,
-    out: Any,
+    h: View,
+    address: int,
+    dtype: int,
+    T: int,
+    output: _abi.RouterOutput,
     want: tuple[str, ...],
     context: Context | None,
-) -> Any:
-    """The block for any number of tokens; args without hidden_input and what is routed."""
-    h = dense("hidden_input", hidden)
-    shape = h.shape
-    if len(shape) < 2:
-        raise error(Status.DIM, f"hidden_input: has shape {list(shape)}: must be [T, H] or [B, S, H]")
-    T, H = _tokens(shape), shape[-1]
-    dtype = args.experts.output_dtype or h.dtype
-    out, address = destination(h.torch, out, shape, dtype)
-    results, output = routed(h.torch, T, args.router.E, args.router.K, want)
+) -> None:
+    """h [T, H] to address and output, as many rows at a time as the library takes."""
+    H = h.shape[-1]
     described = _abi.Tensor(h.address, h.dtype, h.layout, 2)
     args.experts.hidden_input = addressof(described)
     row = H * lib.moe_dtype_size(dtype)
@@ -206,10 +202,37 @@ def run_block(
             columns = args.router.K if name in ("index", "weights") else args.router.E
             start = getattr(output, name)
             setattr(args.routed, name, start and start + done * columns * 4)
-        check(lib.moe_block(address_of(context), byref(args), address + done * row, count * row))
+        check(lib.moe_block(address_of(context), byref(args), address + done * row, count * row), first_row=done)
         done += count
         if done >= T:
             break
+
+
+def run_block(
+    args: _abi.BlockArgs,
+    hidden: Any,
+    out: Any,
+    want: tuple[str, ...],
+    context: Context | None,
+) -> Any:
+    """The block for any number of tokens; args without hidden_input and what is routed."""
+    h = dense("hidden_input", hidden)
+    shape = h.shape
+    if len(shape) < 2:
+        raise error(Status.DIM, f"hidden_input: has shape {list(shape)}: must be [T, H] or [B, S, H]")
+    T = _tokens(shape)
+    dtype = args.experts.output_dtype or h.dtype
+    given = out is not None
+    out, address = destination(h.torch, out, shape, dtype)
+    results, output = routed(h.torch, T, args.router.E, args.router.K, want)
+
+    def work(to: int) -> None:
+        _run_rows(args, h, to, dtype, T, output, want, context)
+
+    if given and T > MOST_TOKENS:
+        whole(work, address, shape, dtype)
+    else:
+        work(address)
     return (out, *results) if want else out
 
 

@@ -13,13 +13,13 @@ is recognised, how numbers are rounded, and when changed weights are noticed.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import nn
 from transformers.integrations import moe as _moe
 
 from . import _llama4, _quantizers
-from ._modules import NAME, SLOT, attach, experts_forward
+from ._modules import NAME, SLOT, Slot, experts_forward, new_slot
 from ._source import FORMATS
 
 __all__ = ["NAME", "LayerReport", "accelerate", "release", "report"]
@@ -84,8 +84,8 @@ def accelerate(
                be saved, trained or moved back to another implementation.
     act_mode   "exact", "mxfp8" or "int8": what activations are rounded to (``moe_tkg.ActMode``); None: the default.
 
-    A layer that is not recognised is left alone, with a warning.  Raises ValueError if the model has no experts, or
-    none that can be run; nothing is changed then.
+    A layer that is not recognised is left alone, with a warning.  Raises ValueError if the model has no experts, none that
+    can be run, or weights that do not take this act_mode; nothing is changed then.
     """
     if weights not in FORMATS:
         raise ValueError(f"weights = {weights!r}: must be one of {', '.join(map(repr, FORMATS))}")
@@ -93,29 +93,36 @@ def accelerate(
     found = _experts_of(model)
     if not found:
         raise ValueError(f"{type(model).__name__} has no experts of a kind that is known here")
-    for name, module, _ in found:
-        slot = module.__dict__.get(SLOT)
-        if slot is not None and slot.layer is not None and slot.layer.freed and slot.layer.weights != weights:
-            raise ValueError(
-                f"{name}: its weights were freed when they were packed with weights={slot.layer.weights!r}"
-            )
-    for name, module, block in found:
-        slot = module.__dict__.get(SLOT)
-        if slot is not None and slot.layer is not None and slot.layer.freed:
-            continue
-        module.__dict__.pop(SLOT, None)
-        slot = attach(module, weights, more if block is None else {**more, **_llama4.SETTINGS}, name)
-        if slot.layer is not None:
-            slot.layer.current()
-            if free:
-                slot.layer.free()
-    alone = [module.__dict__[SLOT].why for _, module, _ in found if module.__dict__[SLOT].layer is None]
-    if len(alone) == len(found):
-        for _, module, _ in found:
-            del module.__dict__[SLOT]
-        raise ValueError(f"{type(model).__name__}: none of its layers can be run: {alone[0]}")
+    slots = _slots_of(found, weights, more)
+    if all(slot.layer is None for slot in slots):
+        raise ValueError(f"{type(model).__name__}: none of its layers can be run: {slots[0].why}")
+    for (_, module, _), slot in zip(found, slots):
+        if slot.layer is not None and not slot.layer.freed:
+            slot.layer.try_out()
+        module.__dict__[SLOT] = slot
+        if free and slot.layer is not None and not slot.layer.freed:
+            slot.layer.free()
     _switch(model, found)
     return model
+
+
+def _slots_of(
+    found: list[tuple[str, nn.Module, nn.Module | None]], weights: str | None, more: dict[str, Any]
+) -> list[Slot]:
+    """What is to be known of each module: anew, but of those whose weights were freed.  Nothing is packed or changed."""
+    slots = []
+    for name, module, block in found:
+        settings = more if block is None else {**more, **_llama4.SETTINGS}
+        slot = module.__dict__.get(SLOT)
+        if slot is None or slot.layer is None or not slot.layer.freed:
+            slot = new_slot(module, weights, settings, name)
+        elif (slot.layer.weights, slot.layer.more) != (weights, settings):
+            raise ValueError(
+                f"{name}: its weights were freed when they were packed with weights={slot.layer.weights!r}, "
+                f"act_mode={slot.layer.more.get('act_mode')!r}"
+            )
+        slots.append(slot)
+    return slots
 
 
 def release(model: nn.Module) -> None:

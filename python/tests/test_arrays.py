@@ -333,3 +333,18 @@ def test_float4_of_a_byte_each_is_refused(case):
 def test_ctypes_array_is_refused(packed, case):
     with pytest.raises(moe_tkg.MoeTypeError, match="must be a NumPy array"):
         packed((ctypes.c_float * 4)(), case.index)
+
+
+def test_many_tokens_complete_or_not_at_all(rng, packed):
+    """More rows than one call of the library takes: nothing is written on an error, and out may lie over later rows."""
+    case = Case(rng, T=300)
+    want = packed(*case.call)
+    memory = np.empty((428, case.H), np.float32)
+    memory[:300] = case.hidden
+    packed(memory[:300], case.index, case.weights, out=memory[128:])
+    assert (memory[128:] == want).all()
+    index, hidden = case.index.copy(), case.hidden.copy()
+    index[150, 1] = case.E
+    with pytest.raises(ValueError, match=r"expert_index\[22\]\[1\] .*rows counted from 128"):
+        packed(hidden, index, case.weights, out=hidden)
+    assert (hidden == case.hidden).all()

@@ -114,3 +114,13 @@ def test_block_refused(case, weights):
         moe_tkg.moe_block(case.hidden, router=other, experts=packed)
     with pytest.raises(TypeError, match="expert_index"):
         moe_tkg.moe_block(case.hidden, router=router, experts=packed, expert_index=case.index)
+
+
+def test_block_over_later_rows(rng, weights):
+    case = Case(rng, T=200)
+    given = {"router": moe_tkg.Router(weights, 2), "experts": moe_tkg.Experts.pack(case.gate_up, case.down)}
+    want = moe_tkg.moe_block(case.hidden, **given)
+    memory = np.empty((328, case.H), np.float32)
+    memory[:200] = case.hidden
+    moe_tkg.moe_block(memory[:200], **given, out=memory[128:])
+    assert (memory[128:] == want).all()

@@ -225,6 +225,23 @@ def test_free(tmp_path):
         logits(ours)
 
 
+def test_accelerate_that_fails():
+    """Nothing is changed: what was packed before goes on."""
+    eager, ours = twins(moe_intermediate_size=64)
+    accelerated.accelerate(ours, "mxfp4", act_mode="int8")
+    want = logits(ours)
+    with pytest.raises(ValueError, match="act_mode = 'int9': must be one of"):
+        accelerated.accelerate(ours, act_mode="int9", free=True)
+    with pytest.raises(ValueError, match="act_mode = INT8: needs"):
+        accelerated.accelerate(ours, act_mode="int8", free=True)
+    assert not any(r.freed for r in accelerated.report(ours))
+    assert torch.equal(logits(ours), want)
+    accelerated.accelerate(ours, "mxfp4", act_mode="int8", free=True)
+    with pytest.raises(ValueError, match="packed with weights='mxfp4', act_mode='int8'"):
+        accelerated.accelerate(ours, "mxfp4")
+    assert torch.equal(logits(ours), want)
+
+
 def test_changed_weights():
     """Found by the memory and by PyTorch's count of changes in place; not where PyTorch does not count."""
     eager, ours = twins()
@@ -344,6 +361,7 @@ def test_copies_of_llama4():
 @pytest.mark.parametrize("family", ["qwen3_moe", "llama4"])
 def test_compile_a_copy(family):
     """One that was not packed yet."""
+    torch._dynamo.reset()  # it compiles a function so many times in a process, and no more
     eager, ours = twins(family)
     accelerated.accelerate(ours)
     assert close(logits(torch.compile(copy.deepcopy(ours), fullgraph=True)), logits(eager))
@@ -549,6 +567,7 @@ def test_version_with_a_list(monkeypatch):
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss", "llama4"])
 def test_compile(family):
+    torch._dynamo.reset()
     eager, ours = twins(family)
     if family == "llama4":
         accelerated.accelerate(ours)
