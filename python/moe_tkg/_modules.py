@@ -149,16 +149,17 @@ class Slot:
 SLOT = "_moe_tkg"
 
 
-def attach(module: nn.Module, weights: str | None = None, more: dict[str, Any] | None = None, name: str = "") -> Slot:
+def attach(module: nn.Module, more: dict[str, Any] | None = None) -> Slot:
     """What the module knows of its packed experts; recognises them if it knows nothing yet."""
     with _lock:
         slot = module.__dict__.get(SLOT)
         if slot is None:
-            slot = module.__dict__[SLOT] = new_slot(module, weights, more or {}, name)
+            slot = module.__dict__[SLOT] = new_slot(module, None, more or {})
         return slot
 
 
-def new_slot(module: nn.Module, weights: str | None, more: dict[str, Any], name: str) -> Slot:
+def new_slot(module: nn.Module, weights: str | None, more: dict[str, Any], name: str = "") -> Slot:
+    """What would be known of the module's experts; nothing is packed yet."""
     try:
         source = Source(module)
         source.settle(weights)
@@ -176,7 +177,7 @@ def slot_of(module: nn.Module, more: dict[str, Any] | None = None) -> Slot:
     """``attach``, in graphs too."""
     slot = module.__dict__.get(SLOT)
     if slot is None:
-        slot = (_constant_attach if torch.compiler.is_compiling() else attach)(module, None, more)
+        slot = (_constant_attach if torch.compiler.is_compiling() else attach)(module, more)
     return slot
 
 
